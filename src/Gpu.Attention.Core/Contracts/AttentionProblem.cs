@@ -1,0 +1,71 @@
+namespace Gpu.Attention;
+
+/// <summary>Published implementations whose feature conventions can be reproduced, epsilon and all.</summary>
+/// <remarks>
+/// The conventions add a constant to every feature and subtract a maximum taken over the whole sequence. The constant bends the
+/// result towards the mean of the values and, in causal attention, lets later keys change earlier outputs. They exist to
+/// compare with models trained under them.
+/// </remarks>
+public enum ReferenceConvention
+{
+    /// <summary>Exact: no epsilon anywhere, a running maximum per feature.</summary>
+    None,
+
+    /// <summary>
+    /// google-research <c>fast_attention.py</c>: <c>m^-½ (exp(a − |x|²/2 − max a) + ε)</c>, ε = 1e-6, and a normaliser within ε of
+    /// zero moved by 2ε; for the direct family <c>f(a) + 1e-3</c>.
+    /// </summary>
+    Jax,
+
+    /// <summary>
+    /// lucidrains <c>performer-pytorch</c>: the same features with ε = 1e-4, and in causal attention 1e-6 added to every summed key
+    /// feature of the normaliser; for the direct family <c>f(a) + 1e-3</c>.
+    /// </summary>
+    Lucidrains,
+}
+
+/// <summary>One attention problem, complete but for its data: what an engine is asked whether it supports, and then runs.</summary>
+public sealed record AttentionProblem
+{
+    /// <summary>The sizes.</summary>
+    public required AttentionShape Shape { get; init; }
+
+    /// <summary>The lowered feature maps; null for exact softmax attention.</summary>
+    public FeaturePair? Features { get; init; }
+
+    /// <summary>True when query <c>i</c> sees keys <c>0..i</c> only; then <c>T = S</c>.</summary>
+    public bool Causal { get; init; }
+
+    /// <summary>
+    /// For exact softmax attention the factor on <c>q·k</c>. For linear attention the factor on an unnormalised output of a direct feature
+    /// map; the exponential family has its scale folded into <see cref="Features"/>.
+    /// </summary>
+    public float Scale { get; init; } = 1;
+
+    /// <summary>True to divide by the sum of the weights.</summary>
+    public bool Normalize { get; init; } = true;
+
+    /// <summary>The published convention to reproduce.</summary>
+    public ReferenceConvention Convention { get; init; }
+
+    /// <summary>The constant added to every feature; 0 for none.</summary>
+    public float FeatureEpsilon { get; init; }
+
+    /// <summary>True when a key mask comes with the buffers.</summary>
+    public bool HasKeyMask { get; init; }
+
+    /// <summary>The number of packed sequences; 0 when the batch is not packed.</summary>
+    public int PackedSequences { get; init; }
+
+    /// <summary>True when the initial state is given.</summary>
+    public bool HasInitialState { get; init; }
+
+    /// <summary>True when the final state is wanted.</summary>
+    public bool WantsFinalState { get; init; }
+
+    /// <summary>How queries, keys, values and outputs are stored.</summary>
+    public ElementType Storage { get; init; }
+
+    /// <summary>Sequences that have a state of their own: the packed ones, or the batch.</summary>
+    public int StateSequences => PackedSequences > 0 ? PackedSequences : Shape.Batch;
+}

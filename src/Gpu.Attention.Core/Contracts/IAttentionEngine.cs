@@ -1,0 +1,120 @@
+namespace Gpu.Attention;
+
+/// <summary>Whether an engine can run a problem and, when it cannot, why.</summary>
+/// <param name="IsSupported">True when the engine can run it.</param>
+/// <param name="Reason">What stands in the way; empty when supported.</param>
+public readonly record struct EngineSupport(bool IsSupported, string Reason)
+{
+    /// <summary>The engine can run it.</summary>
+    public static EngineSupport Yes => new(true, "");
+
+    /// <summary>The engine cannot run it.</summary>
+    /// <param name="reason">A plain sentence that a user can act on.</param>
+    public static EngineSupport No(string reason) => new(false, reason);
+}
+
+/// <summary>What one call of an engine reads and writes. Parts that a problem does not have are left empty.</summary>
+public readonly struct AttentionBuffers
+{
+    /// <summary>Queries <c>[B, T, H, D]</c>.</summary>
+    public TensorBuffer Query { get; init; }
+
+    /// <summary>Keys <c>[B, S, Hk, D]</c>.</summary>
+    public TensorBuffer Key { get; init; }
+
+    /// <summary>Values <c>[B, S, Hk, Dv]</c>.</summary>
+    public TensorBuffer Value { get; init; }
+
+    /// <summary>Outputs <c>[B, T, H, Dv]</c>.</summary>
+    public TensorBuffer Output { get; init; }
+
+    /// <summary>Bytes <c>[B, S]</c>, non-zero where a key takes part.</summary>
+    public MemoryRegion KeyMask { get; init; }
+
+    /// <summary>Packed batch: <c>N + 1</c> offsets of the sequences' first queries.</summary>
+    public MemoryRegion QuerySequenceOffsets { get; init; }
+
+    /// <summary>Packed batch: <c>N + 1</c> offsets of the sequences' first keys.</summary>
+    public MemoryRegion KeySequenceOffsets { get; init; }
+
+    /// <summary>What the sequences had seen before their first key.</summary>
+    public StateBuffers InitialState { get; init; }
+
+    /// <summary>Receives what the sequences have seen after their last key.</summary>
+    public StateBuffers FinalState { get; init; }
+
+    /// <summary>Receives the normaliser of every output row, <c>[B, T, H]</c>, for the backward pass.</summary>
+    public MemoryRegion Normalizer { get; init; }
+
+    /// <summary>Scratch memory of at least <see cref="IAttentionEngine.WorkspaceBytes"/>, 64-byte aligned.</summary>
+    public MemoryRegion Workspace { get; init; }
+}
+
+/// <summary>What a backward pass reads and writes beside the forward pass's buffers. Unwanted gradients are left empty.</summary>
+public readonly struct GradientBuffers
+{
+    /// <summary>The loss's gradient with respect to the output, <c>[B, T, H, Dv]</c>.</summary>
+    public TensorBuffer OutputGradient { get; init; }
+
+    /// <summary>The loss's gradient with respect to the final state.</summary>
+    public StateBuffers FinalStateGradient { get; init; }
+
+    /// <summary>Receives the query gradient <c>[B, T, H, D]</c>.</summary>
+    public TensorBuffer QueryGradient { get; init; }
+
+    /// <summary>Receives the key gradient <c>[B, S, Hk, D]</c>.</summary>
+    public TensorBuffer KeyGradient { get; init; }
+
+    /// <summary>Receives the value gradient <c>[B, S, Hk, Dv]</c>.</summary>
+    public TensorBuffer ValueGradient { get; init; }
+
+    /// <summary>Receives the initial state's gradient.</summary>
+    public StateBuffers InitialStateGradient { get; init; }
+}
+
+/// <summary>
+/// Runs attention over segments with explicit state. An engine computes; how a sequence is cut, where memory lives and what
+/// happens on a failure is the scheduler's.
+/// </summary>
+/// <remarks>
+/// A segment is a problem of its own: the tokens, heads and batch items that its buffers' strides select, with the state before
+/// them in and the state after them out. Engines keep no memory between calls other than constants derived from feature maps.
+/// </remarks>
+public interface IAttentionEngine
+{
+    /// <summary>The engine's name, as shown to a user.</summary>
+    string Name { get; }
+
+    /// <summary>Whether <paramref name="problem"/> can run here. Cheap; called before anything is allocated.</summary>
+    /// <param name="problem">The problem in question.</param>
+    EngineSupport Supports(AttentionProblem problem);
+
+    /// <summary>The scratch memory that a call for <paramref name="problem"/> needs.</summary>
+    /// <param name="problem">A supported problem.</param>
+    long WorkspaceBytes(AttentionProblem problem);
+
+    /// <summary>Computes the output, and the final state where one is wanted.</summary>
+    /// <param name="problem">A supported problem.</param>
+    /// <param name="buffers">Its buffers.</param>
+    /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
+    void Forward(AttentionProblem problem, in AttentionBuffers buffers);
+
+    /// <summary>Adds keys and values to the initial state and leaves the sum in the final state.</summary>
+    /// <param name="problem">A supported problem.</param>
+    /// <param name="buffers">Keys, values and both states.</param>
+    /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
+    void Append(AttentionProblem problem, in AttentionBuffers buffers);
+
+    /// <summary>Reads the initial state with queries into outputs.</summary>
+    /// <param name="problem">A supported problem.</param>
+    /// <param name="buffers">Queries, outputs and the initial state.</param>
+    /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
+    void Read(AttentionProblem problem, in AttentionBuffers buffers);
+
+    /// <summary>Computes the gradients of a forward pass.</summary>
+    /// <param name="problem">The forward pass's problem.</param>
+    /// <param name="buffers">The forward pass's buffers.</param>
+    /// <param name="gradients">Gradients in and out.</param>
+    /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
+    void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients);
+}
