@@ -209,7 +209,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         int n = KeyTokens(chunk);
         *keys.Irregular = 0;
         SimdBlas<TV>.CopyRows(
-            n, _problem.Shape.ValueDimension, ValueRow(chain, chunk * Chunk), _buffers.Value.TokenStride, keys.Values, _layout.ValueStride);
+            n, _problem.Shape.ValueDimension, ValueRow(chain, chunk * Chunk), (nint)_buffers.Value.TokenStride, keys.Values, _layout.ValueStride);
         LinearKeyFeatures(chain, chunk, n, keys.Transposed, scratch);
         switch (_mode)
         {

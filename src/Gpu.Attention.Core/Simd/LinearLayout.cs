@@ -16,7 +16,7 @@ internal readonly struct LinearLayout
     /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
     private const int ChunksPerThread = 8;
 
-    public LinearLayout(AttentionProblem problem, int degree, int vectorLength)
+    public unsafe LinearLayout(AttentionProblem problem, int degree, int vectorLength)
     {
         FeaturePair features = problem.Features!;
         AttentionShape shape = problem.Shape;
