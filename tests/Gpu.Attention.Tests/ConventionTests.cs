@@ -35,7 +35,7 @@ public sealed class ConventionTests
             (ReferenceConvention.Jax, false) => ReferenceFeatures.Jax(w, 40, scale),
             (ReferenceConvention.Jax, true) => ReferenceFeatures.JaxGeneralized(x => Math.Max(x, 0), w, 40),
             (_, false) => ReferenceFeatures.Lucidrains(w, 40, scale),
-            (_, true) => ReferenceFeatures.LucidrainsGeneralized(x => Math.Max(x, 0), w, 40),
+            (_, true) => ReferenceFeatures.LucidrainsGeneralized(x => Math.Max(x, 0), Math.Pow(D, -0.25), w, 40),
         };
         double[] expected = ReferenceAttention.Linear(shape, kernel, q, k, v, new ReferenceOptions { Causal = causal, Normalize = normalize });
         double worst = 0;

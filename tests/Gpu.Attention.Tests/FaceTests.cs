@@ -1,3 +1,4 @@
+using System.Buffers;
 using System.Numerics.Tensors;
 using Gpu.Attention.TestKit;
 using Microsoft.Extensions.Logging;
@@ -166,34 +167,6 @@ public sealed class FaceTests : IDisposable
         Assert.True(fits.Normalizers[0] > 0);
         var uneven = new AttentionShape(1, 8, 4, 2, 2, 4, 4);
         Assert.Throws<NotSupportedException>(() => causal.Forward(uneven, data, new float[32], new float[32], new float[64]));
-    }
-
-    [Theory]
-    [InlineData(false, 8)]
-    [InlineData(true, 8)]
-    [InlineData(true, 1)]
-    public void A_second_call_allocates_nothing(bool causal, int heads)
-    {
-        var shape = new AttentionShape(1, 1000, heads, 16);
-        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1, 0.5);
-        float[] output = new float[shape.OutputElements];
-        using var favor = new LinearAttention(
-            _device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(32, 16, 1)), new LinearAttentionOptions { Causal = causal });
-        using var elu = new LinearAttention(_device, FeatureMap.EluPlusOne, new LinearAttentionOptions { Causal = causal });
-        using var softmax = new SoftmaxAttention(_device, new SoftmaxAttentionOptions { Causal = causal });
-
-        // Other threads of the test runner allocate too, so the quietest of several rounds counts.
-        long least = long.MaxValue;
-        for (int round = 0; round < 20 && least > 0; round++)
-        {
-            long before = GC.GetTotalAllocatedBytes(precise: true);
-            favor.Forward(shape, q, k, v, output);
-            elu.Forward(shape, q, k, v, output);
-            softmax.Forward(shape, q, k, v, output);
-            least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
-        }
-
-        Assert.Equal(0, least);
     }
 
     [Fact]

@@ -16,7 +16,7 @@ public sealed unsafe class SimdTests
     public void Transposition_writes_columns_and_clears_up_to_whole_vectors() => AtEveryWidth<TransposeCheck>();
 
     [Fact]
-    public void Exp_errs_by_less_than_two_units_in_the_last_place() => AtEveryWidth<ExpCheck>();
+    public void Exp_errs_by_little_more_than_a_unit_in_the_last_place() => AtEveryWidth<ExpCheck>();
 
     [Fact]
     public void A_loop_runs_every_item_once_and_hands_on_a_failure()
@@ -166,15 +166,16 @@ public sealed unsafe class SimdTests
             where TV : struct, ISimdVector<TV>
         {
             float* lanes = stackalloc float[64];
-            double worst = 0;
+            (double Units, float At) worst = default;
             for (float x = -87.3f; x < 88.3f; x += 0.0031f)
             {
                 double expected = Math.Exp(x);
-                double unit = Math.BitIncrement((float)expected) - (double)(float)expected;
-                worst = Math.Max(worst, Math.Abs(Of(x) - expected) / unit);
+                double unit = (double)MathF.BitIncrement((float)expected) - (float)expected;
+                double units = Math.Abs(Of(x) - expected) / unit;
+                worst = units > worst.Units ? (units, x) : worst;
             }
 
-            Assert.True(worst < 2, $"{typeof(TV).Name}: {worst} units in the last place");
+            Assert.True(worst.Units < 1.2, $"{typeof(TV).Name}: {worst.Units} units in the last place at {worst.At}");
             Assert.Equal(1, Of(0));
             Assert.Equal(0, Of(float.NegativeInfinity));
             Assert.Equal(0, Of(-88));

@@ -62,6 +62,35 @@ public sealed record FeatureForm
         }
     }
 
+    /// <summary>The form that makes of x what this one makes of <c>factor · x</c>.</summary>
+    /// <param name="factor">The factor on every input.</param>
+    internal FeatureForm ScaleInput(float factor)
+    {
+        if (Projection is not null && PreMatrix is null && PreOffset is null)
+        {
+            return this with
+            {
+                Projection = Scaled(Projection, factor),
+                NormCoefficient = NormCoefficient * factor * factor,
+                Linear = Linear is null ? null : Scaled(Linear, factor),
+            };
+        }
+
+        float[] matrix = new float[InputDimension * InputDimension];
+        for (int i = 0; i < InputDimension; i++)
+        {
+            matrix[(i * InputDimension) + i] = 1;
+        }
+
+        return this with
+        {
+            PreMatrix = Scaled(PreMatrix ?? matrix, factor),
+            Linear = Linear is null ? null : Scaled(Linear, factor),
+        };
+    }
+
+    private static float[] Scaled(float[] values, float factor) => Array.ConvertAll(values, x => x * factor);
+
     private static void Require(float[]? part, long length, string name)
     {
         if (part is not null && part.LongLength != length)
