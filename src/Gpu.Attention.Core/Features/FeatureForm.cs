@@ -106,7 +106,9 @@ public sealed record FeaturePair
     /// <summary>Pairs two forms.</summary>
     /// <param name="query">The form applied to queries.</param>
     /// <param name="key">The form applied to keys.</param>
-    /// <exception cref="ArgumentException">The forms do not make features of one size and family, or a form does not fit itself.</exception>
+    /// <exception cref="ArgumentException">
+    /// The forms do not take rows of one size, or do not make features of one size and family, or a form does not fit itself.
+    /// </exception>
     public FeaturePair(FeatureForm query, FeatureForm key)
     {
         ArgumentNullException.ThrowIfNull(query);
@@ -118,6 +120,12 @@ public sealed record FeaturePair
             throw new ArgumentException(
                 $"Query features ({query.FeatureDimension}, {query.Activation.Family}) and key features ({key.FeatureDimension}, " +
                 $"{key.Activation.Family}) do not multiply.", nameof(key));
+        }
+
+        if (query.InputDimension != key.InputDimension)
+        {
+            throw new ArgumentException(
+                $"Queries and keys are rows of one size, but the forms take rows of {query.InputDimension} and {key.InputDimension}.", nameof(key));
         }
 
         (Query, Key) = (query, key);
