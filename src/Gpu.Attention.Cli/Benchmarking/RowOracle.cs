@@ -10,13 +10,19 @@ namespace Gpu.Attention.Cli.Benchmarking;
 /// <remarks>Features are computed from the projection as it was drawn, not from the form that engines are given.</remarks>
 internal static class RowOracle
 {
+    private const double UnitRoundoff = 1.0 / (1 << 24);
+
     /// <summary>Output rows of one head.</summary>
     /// <param name="problem">The problem.</param>
     /// <param name="batch">The sequence.</param>
     /// <param name="head">The query head.</param>
     /// <param name="rows">The queries.</param>
-    /// <returns>A row of <c>Dv</c> for each of <paramref name="rows"/>.</returns>
-    public static T[][] Compute<T>(BenchCase problem, int batch, int head, int[] rows)
+    /// <returns>
+    /// A row of <c>Dv</c> for each of <paramref name="rows"/>, and what rounding alone may amount to in each element: <c>u Σ_j w_ij |v_j| (4 + |l|)</c>,
+    /// u = 2⁻²⁴. Four roundings are those of a product, a sum, a quotient and the result; a weight that is the exponential of a sum of
+    /// terms up to <c>|l|</c> cannot be held more exactly than <c>u |l|</c>.
+    /// </returns>
+    public static (T[][] Rows, T[][] Rounding) Compute<T>(BenchCase problem, int batch, int head, int[] rows)
         where T : IBinaryFloatingPointIeee754<T>
     {
         AttentionShape shape = problem.Shape;
@@ -24,9 +30,11 @@ internal static class RowOracle
         var map = new Map<T>(problem);
         T[][] queries = [.. rows.Select(row => map.Query(Row<T>(problem.Query, shape.QueryLength, shape.Heads, shape.KeyDimension, batch, row, head)))];
         T[][] sums = [.. rows.Select(_ => new T[shape.ValueDimension])];
+        T[][] magnitudes = [.. rows.Select(_ => new T[shape.ValueDimension])];
         T[] normalizers = new T[rows.Length];
         T[] maxima = new T[rows.Length];
         Array.Fill(maxima, T.NegativeInfinity);
+        T[] absolute = new T[shape.ValueDimension];
         for (int j = 0; j < shape.KeyLength; j++)
         {
             T[] features = map.Key(Row<T>(problem.Key, shape.KeyLength, shape.KeyHeads, shape.KeyDimension, batch, j, keyHead));
@@ -43,23 +51,30 @@ internal static class RowOracle
                 {
                     T max = T.Max(maxima[i], weight);
                     T shrink = T.Exp(maxima[i] - max);
+                    map.LargestLogarithm = T.Max(map.LargestLogarithm, T.Abs(weight));
                     TensorPrimitives.Multiply(sums[i], shrink, sums[i]);
+                    TensorPrimitives.Multiply(magnitudes[i], shrink, magnitudes[i]);
                     normalizers[i] *= shrink;
                     weight = T.Exp(weight - max);
                     maxima[i] = max;
                 }
 
                 TensorPrimitives.MultiplyAdd(value, weight, sums[i], sums[i]);
+                TensorPrimitives.Abs(value, absolute);
+                TensorPrimitives.MultiplyAdd(absolute, weight, magnitudes[i], magnitudes[i]);
                 normalizers[i] += weight;
             }
         }
 
+        T roundoff = T.CreateChecked(UnitRoundoff) * (T.CreateChecked(4) + map.LargestLogarithm);
         for (int i = 0; i < rows.Length; i++)
         {
-            TensorPrimitives.Multiply(sums[i], normalizers[i] == T.Zero ? T.Zero : T.One / normalizers[i], sums[i]);
+            T factor = normalizers[i] == T.Zero ? T.Zero : T.One / normalizers[i];
+            TensorPrimitives.Multiply(sums[i], factor, sums[i]);
+            TensorPrimitives.Multiply(magnitudes[i], factor * roundoff, magnitudes[i]);
         }
 
-        return sums;
+        return (sums, magnitudes);
     }
 
     private static T[] Row<T>(float[] tensor, int length, int heads, int dimension, int batch, int token, int head)
@@ -110,6 +125,9 @@ internal static class RowOracle
             }
         }
 
+        /// <summary>The largest sum of terms that an exponential was taken of.</summary>
+        public T LargestLogarithm { get; set; } = T.Zero;
+
         public T[] Query(T[] row)
         {
             if (_features == FeatureKind.Softmax)
@@ -130,13 +148,17 @@ internal static class RowOracle
                     T half = _scale * Dot<T>(row, row) / (T.One + T.One);
                     T[] projected = Project(row);
                     TensorPrimitives.Multiply(projected, T.Sqrt(_scale), projected);
+
+                    // A weight has such a term from its query and one from its key.
+                    T largest = T.Abs(TensorPrimitives.MaxMagnitude<T>(projected)) + half;
+                    LargestLogarithm = T.Max(LargestLogarithm, largest + largest);
                     return _features == FeatureKind.FavorPlus
                         ? Array.ConvertAll(projected, a => T.Exp(a - half))
                         : [.. projected.Select(a => T.Exp(a - half)), .. projected.Select(a => T.Exp(-a - half))];
                 case FeatureKind.Elu:
                     return Array.ConvertAll(row, a => a > T.Zero ? a + T.One : T.Exp(a));
                 case FeatureKind.Relu:
-                    return Array.ConvertAll(Project(row), a => T.Max(a, T.Zero));
+                    return Array.ConvertAll(_rows == 0 ? row : Project(row), a => T.Max(a, T.Zero));
                 default:
                     return row;
             }
