@@ -1,18 +1,139 @@
+using System.Runtime.Intrinsics;
+
 namespace Gpu.Attention;
 
-internal sealed class SimdEngine(int maxDegreeOfParallelism) : IAttentionEngine
+/// <summary>Attention on the host's processor, in the widest vectors that it has.</summary>
+/// <remarks>Thread-safe: concurrent calls run side by side and share the thread pool.</remarks>
+internal sealed class SimdEngine : IAttentionEngine
 {
-    public string Name => "SIMD " + maxDegreeOfParallelism;
+    private readonly int _degree;
+    private readonly Backend _backend;
 
-    public EngineSupport Supports(AttentionProblem problem) => throw new NotImplementedException();
+    /// <summary>Creates an engine.</summary>
+    /// <param name="maxDegreeOfParallelism">The most threads that work on one call; 0 for one a core.</param>
+    public SimdEngine(int maxDegreeOfParallelism = 0)
+    {
+        _degree = maxDegreeOfParallelism > 0 ? maxDegreeOfParallelism : Environment.ProcessorCount;
+        _backend = Vector512.IsHardwareAccelerated ? new Backend<V512>(_degree)
+            : Vector256.IsHardwareAccelerated ? new Backend<V256>(_degree)
+            : Vector128.IsHardwareAccelerated ? new Backend<V128>(_degree)
+            : new Backend<V32>(_degree);
+    }
 
-    public long WorkspaceBytes(AttentionProblem problem) => throw new NotImplementedException();
+    /// <inheritdoc/>
+    public string Name => $"host, {_backend.Width}, {_degree} threads";
 
-    public void Forward(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotImplementedException();
+    /// <inheritdoc/>
+    public EngineSupport Supports(AttentionProblem problem)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        return problem switch
+        {
+            { HasKeyMask: true } => EngineSupport.No("key masks are not implemented yet"),
+            { PackedSequences: > 0 } => EngineSupport.No("packed sequences (cuSeqlens) are not implemented yet"),
+            { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
+            { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
+                EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
+            { Features: null } when problem.HasInitialState || problem.WantsFinalState =>
+                EngineSupport.No("exact softmax attention has no state of constant size"),
+            { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential }
+                when problem.HasInitialState || problem.WantsFinalState =>
+                EngineSupport.No($"the {problem.Convention} convention subtracts a maximum over the whole sequence, which a state cannot carry"),
+            { Convention: ReferenceConvention.Lucidrains, Causal: true } when problem.HasInitialState || problem.WantsFinalState =>
+                EngineSupport.No("the Lucidrains convention adds to the normaliser what a state cannot carry"),
+            _ => EngineSupport.Yes,
+        };
+    }
 
-    public void Append(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotImplementedException();
+    /// <inheritdoc/>
+    public long WorkspaceBytes(AttentionProblem problem)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        return _backend.WorkspaceBytes(problem);
+    }
 
-    public void Read(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotImplementedException();
+    /// <inheritdoc/>
+    public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        EngineSupport support = Supports(problem);
+        if (!support.IsSupported)
+        {
+            throw new NotSupportedException($"The host engine cannot run this: {support.Reason}.");
+        }
 
-    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) => throw new NotImplementedException();
+        if (problem.Shape.Batch > 0)
+        {
+            _backend.Forward(problem, buffers);
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Append(AttentionProblem problem, in AttentionBuffers buffers) =>
+        Forward(WithLengths(problem, 0, problem.Shape.KeyLength) with { WantsFinalState = true }, buffers);
+
+    /// <inheritdoc/>
+    public void Read(AttentionProblem problem, in AttentionBuffers buffers) =>
+        Forward(WithLengths(problem, problem.Shape.QueryLength, 0) with { WantsFinalState = false }, buffers);
+
+    /// <inheritdoc/>
+    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
+        throw new NotSupportedException("The host engine has no backward pass yet.");
+
+    private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
+    {
+        AttentionShape s = problem.Shape;
+        return problem with
+        {
+            Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension),
+            Causal = false,
+        };
+    }
+
+    /// <summary>The engine at one vector width.</summary>
+    private abstract class Backend
+    {
+        public abstract string Width { get; }
+
+        public abstract long WorkspaceBytes(AttentionProblem problem);
+
+        public abstract void Forward(AttentionProblem problem, in AttentionBuffers buffers);
+    }
+
+    private sealed class Backend<TV>(int degree) : Backend
+        where TV : struct, ISimdVector<TV>
+    {
+        private readonly Stack<IForwardPass> _linear = new();
+        private readonly Stack<IForwardPass> _softmax = new();
+
+        public override string Width => TV.Count == 1 ? "scalar" : $"{32 * TV.Count}-bit vectors";
+
+        // The start of the workspace is aligned to a cache line by the pass itself.
+        public override long WorkspaceBytes(AttentionProblem problem) =>
+            64 + (problem.Features is null ? SoftmaxForward<TV>.WorkspaceBytes(problem, degree) : LinearForward<TV>.WorkspaceBytes(problem, degree));
+
+        public override void Forward(AttentionProblem problem, in AttentionBuffers buffers)
+        {
+            Stack<IForwardPass> idle = problem.Features is null ? _softmax : _linear;
+            IForwardPass? pass;
+            lock (idle)
+            {
+                idle.TryPop(out pass);
+            }
+
+            pass ??= problem.Features is null
+                ? new SoftmaxForward<TV>(new ParallelLoop(degree))
+                : new LinearForward<TV>(new ParallelLoop(degree));
+            try
+            {
+                pass.Run(problem, buffers);
+            }
+            finally
+            {
+                lock (idle)
+                {
+                    idle.Push(pass);
+                }
+            }
+        }
+    }
 }

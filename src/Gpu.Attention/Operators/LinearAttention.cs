@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.InteropServices;
 
 namespace Gpu.Attention;
 
@@ -35,24 +36,46 @@ public sealed record LinearAttentionOptions
 /// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.
 /// The same input gives the same bits, whatever the number of threads and whatever else is in the batch.</para>
 /// </remarks>
-public sealed class LinearAttention : IDisposable
+public sealed unsafe class LinearAttention : IDisposable
 {
+    private readonly Executor _executor;
+    private AttentionProblem? _problem;
+
     /// <summary>Creates an operator.</summary>
     /// <param name="device">Where it runs. The operator does not own it.</param>
     /// <param name="features">The feature map.</param>
     /// <param name="options">What to compute; null for the defaults.</param>
     /// <exception cref="ArgumentException">An option is not finite, or the epsilon is negative.</exception>
-    public LinearAttention(ComputeDevice device, FeatureMap features, LinearAttentionOptions? options = null) =>
-        throw new NotImplementedException();
+    public LinearAttention(ComputeDevice device, FeatureMap features, LinearAttentionOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        ArgumentNullException.ThrowIfNull(features);
+        device.ThrowIfDisposed();
+        Options = options ?? new LinearAttentionOptions();
+        TensorArguments.RequireFinite(Options.Scale, nameof(Options.Scale), nameof(options));
+        TensorArguments.RequireFinite(Options.FeatureEpsilon, nameof(Options.FeatureEpsilon), nameof(options));
+        if (Options.FeatureEpsilon < 0)
+        {
+            throw new ArgumentException($"FeatureEpsilon is {Options.FeatureEpsilon}; it must not be negative.", nameof(options));
+        }
+
+        if (!Enum.IsDefined(Options.Compatibility))
+        {
+            throw new ArgumentException($"Compatibility {Options.Compatibility} is not a known convention.", nameof(options));
+        }
+
+        Features = features;
+        _executor = new Executor(device);
+    }
 
     /// <summary>Where the operator runs, and on <see cref="ComputeDevice.Reason"/> why.</summary>
-    public ComputeDevice Device => throw new NotImplementedException();
+    public ComputeDevice Device => _executor.Device;
 
     /// <summary>The feature map.</summary>
-    public FeatureMap Features => throw new NotImplementedException();
+    public FeatureMap Features { get; }
 
     /// <summary>What is computed.</summary>
-    public LinearAttentionOptions Options => throw new NotImplementedException();
+    public LinearAttentionOptions Options { get; }
 
     /// <summary>Computes attention.</summary>
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
@@ -60,10 +83,20 @@ public sealed class LinearAttention : IDisposable
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not overlap an input.</param>
     /// <exception cref="ArgumentException">A rank, size or stride is wrong, or the output overlaps an input.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
-        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output) =>
-        throw new NotImplementedException();
+        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
+    {
+        AttentionShape shape = TensorArguments.Shape(query, key, value, output);
+        fixed (float* q = &TensorMarshal.GetReference(query))
+        fixed (float* k = &TensorMarshal.GetReference(key))
+        fixed (float* v = &TensorMarshal.GetReference(value))
+        fixed (float* o = &TensorMarshal.GetReference(output))
+        {
+            Forward(shape, q, k, v, o, null, null);
+        }
+    }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>
     /// <param name="shape">The sizes.</param>
@@ -72,10 +105,11 @@ public sealed class LinearAttention : IDisposable
     /// <param name="value">Values, <c>B·S·Hk·Dv</c> elements.</param>
     /// <param name="output">Receives the outputs, <c>B·T·H·Dv</c> elements; may not overlap an input.</param>
     /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
         AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output) =>
-        throw new NotImplementedException();
+        Forward(shape, query, key, value, output, null, null);
 
     /// <summary>Computes attention that goes on from an earlier state and hands its own on: a long sequence in pieces.</summary>
     /// <param name="shape">The sizes.</param>
@@ -86,23 +120,113 @@ public sealed class LinearAttention : IDisposable
     /// <param name="initialState">What the sequences had seen before; null for nothing.</param>
     /// <param name="finalState">Receives what they have seen after; null when not wanted. May be <paramref name="initialState"/>.</param>
     /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input, or a state does not fit.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
         AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output,
-        AttentionState? initialState, AttentionState? finalState) =>
-        throw new NotImplementedException();
+        AttentionState? initialState, AttentionState? finalState)
+    {
+        TensorArguments.RequireLengths(shape, query.Length, key.Length, value.Length, output.Length);
+        fixed (float* q = query)
+        fixed (float* k = key)
+        fixed (float* v = value)
+        fixed (float* o = output)
+        {
+            Forward(shape, q, k, v, o, initialState, finalState);
+        }
+    }
 
     /// <summary>Creates the state of having seen nothing.</summary>
     /// <param name="batch">N, the number of sequences.</param>
     /// <param name="heads">Hk, the key heads.</param>
     /// <param name="keyDimension">D.</param>
     /// <param name="valueDimension">Dv.</param>
-    public AttentionState CreateState(int batch, int heads, int keyDimension, int valueDimension) => throw new NotImplementedException();
+    /// <exception cref="ArgumentException">A size is wrong, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
+    public AttentionState CreateState(int batch, int heads, int keyDimension, int valueDimension)
+    {
+        FeaturePair pair = Features.Lower(keyDimension, Options.Scale ?? Features.DefaultScale(keyDimension));
+        return new AttentionState(batch, heads, pair.FeatureDimension, valueDimension, pair.Family);
+    }
 
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
-    public long WorkspaceBytes(AttentionShape shape) => throw new NotImplementedException();
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public long WorkspaceBytes(AttentionShape shape) => _executor.WorkspaceBytes(Problem(shape, false, false));
 
     /// <summary>Releases the operator's scratch memory.</summary>
-    public void Dispose() => throw new NotImplementedException();
+    public void Dispose() => _executor.Dispose();
+
+    private static void RequireFit(AttentionState? state, AttentionProblem problem, string parameter)
+    {
+        AttentionShape shape = problem.Shape;
+        FeaturePair features = problem.Features!;
+        if (state is not null && (state.Sequences, state.Heads, state.FeatureDimension, state.ValueDimension, state.Family) !=
+            (shape.Batch, shape.KeyHeads, features.FeatureDimension, shape.ValueDimension, features.Family))
+        {
+            throw new ArgumentException(
+                $"{state} does not fit a state [{shape.Batch}, {shape.KeyHeads}, {features.FeatureDimension}, {shape.ValueDimension}] " +
+                $"({features.Family}) of {shape}.", parameter);
+        }
+    }
+
+    private void Forward(
+        AttentionShape shape, float* query, float* key, float* value, float* output, AttentionState? initialState, AttentionState? finalState)
+    {
+        AttentionProblem problem = Problem(shape, initialState is not null, finalState is not null);
+        RequireFit(initialState, problem, nameof(initialState));
+        RequireFit(finalState, problem, nameof(finalState));
+        TensorArguments.RequireDisjoint(shape, query, key, value, output);
+        if (initialState is null && finalState is null)
+        {
+            _executor.Forward(problem, HostBuffers.Of(shape, query, key, value, output));
+            return;
+        }
+
+        fixed (float* initialScale = initialState is null ? default : initialState.LogScale)
+        fixed (float* initialSums = initialState is null ? default : initialState.Sums)
+        fixed (float* initialNormalizers = initialState is null ? default : initialState.Normalizers)
+        fixed (float* finalScale = finalState is null ? default : finalState.LogScale)
+        fixed (float* finalSums = finalState is null ? default : finalState.Sums)
+        fixed (float* finalNormalizers = finalState is null ? default : finalState.Normalizers)
+        {
+            _executor.Forward(problem, HostBuffers.Of(shape, query, key, value, output) with
+            {
+                InitialState = HostBuffers.Of(initialState, initialScale, initialSums, initialNormalizers),
+                FinalState = HostBuffers.Of(finalState, finalScale, finalSums, finalNormalizers),
+            });
+        }
+    }
+
+    private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState)
+    {
+        AttentionProblem? known = _problem;
+        if (known is not null && known.Shape == shape && known.HasInitialState == hasInitialState && known.WantsFinalState == wantsFinalState)
+        {
+            return known;
+        }
+
+        float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
+        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Features.Lower(shape.KeyDimension, scale);
+        bool exponential = features.Family == FeatureFamily.Exponential;
+        _problem = new AttentionProblem
+        {
+            Shape = shape,
+            Features = features,
+            Causal = Options.Causal,
+            Scale = exponential || Options.Normalize ? 1 : scale,
+            Normalize = Options.Normalize,
+            Convention = Options.Compatibility,
+            FeatureEpsilon = Options.FeatureEpsilon ?? Options.Compatibility switch
+            {
+                ReferenceConvention.None => 0,
+                ReferenceConvention.Jax when exponential => 1e-6f,
+                ReferenceConvention.Lucidrains when exponential => 1e-4f,
+                _ => 1e-3f,
+            },
+            HasInitialState = hasInitialState,
+            WantsFinalState = wantsFinalState,
+        };
+        return _problem;
+    }
 }

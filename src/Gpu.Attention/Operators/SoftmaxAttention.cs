@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.InteropServices;
 
 namespace Gpu.Attention;
 
@@ -17,19 +18,29 @@ public sealed record SoftmaxAttentionOptions
 /// better choice at short lengths.
 /// </summary>
 /// <remarks>Shapes, aliasing and determinism are those of <see cref="LinearAttention"/>.</remarks>
-public sealed class SoftmaxAttention : IDisposable
+public sealed unsafe class SoftmaxAttention : IDisposable
 {
+    private readonly Executor _executor;
+    private AttentionProblem? _problem;
+
     /// <summary>Creates an operator.</summary>
     /// <param name="device">Where it runs. The operator does not own it.</param>
     /// <param name="options">What to compute; null for the defaults.</param>
     /// <exception cref="ArgumentException">The scale is not finite.</exception>
-    public SoftmaxAttention(ComputeDevice device, SoftmaxAttentionOptions? options = null) => throw new NotImplementedException();
+    public SoftmaxAttention(ComputeDevice device, SoftmaxAttentionOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(device);
+        device.ThrowIfDisposed();
+        Options = options ?? new SoftmaxAttentionOptions();
+        TensorArguments.RequireFinite(Options.Scale, nameof(Options.Scale), nameof(options));
+        _executor = new Executor(device);
+    }
 
     /// <summary>Where the operator runs.</summary>
-    public ComputeDevice Device => throw new NotImplementedException();
+    public ComputeDevice Device => _executor.Device;
 
     /// <summary>What is computed.</summary>
-    public SoftmaxAttentionOptions Options => throw new NotImplementedException();
+    public SoftmaxAttentionOptions Options { get; }
 
     /// <summary>Computes attention.</summary>
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
@@ -37,10 +48,20 @@ public sealed class SoftmaxAttention : IDisposable
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not overlap an input.</param>
     /// <exception cref="ArgumentException">A rank, size or stride is wrong, or the output overlaps an input.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
-        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output) =>
-        throw new NotImplementedException();
+        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
+    {
+        AttentionShape shape = TensorArguments.Shape(query, key, value, output);
+        fixed (float* q = &TensorMarshal.GetReference(query))
+        fixed (float* k = &TensorMarshal.GetReference(key))
+        fixed (float* v = &TensorMarshal.GetReference(value))
+        fixed (float* o = &TensorMarshal.GetReference(output))
+        {
+            Forward(shape, q, k, v, o);
+        }
+    }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>
     /// <param name="shape">The sizes.</param>
@@ -49,15 +70,48 @@ public sealed class SoftmaxAttention : IDisposable
     /// <param name="value">Values, <c>B·S·Hk·Dv</c> elements.</param>
     /// <param name="output">Receives the outputs, <c>B·T·H·Dv</c> elements; may not overlap an input.</param>
     /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
-        AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output) =>
-        throw new NotImplementedException();
+        AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output)
+    {
+        TensorArguments.RequireLengths(shape, query.Length, key.Length, value.Length, output.Length);
+        fixed (float* q = query)
+        fixed (float* k = key)
+        fixed (float* v = value)
+        fixed (float* o = output)
+        {
+            Forward(shape, q, k, v, o);
+        }
+    }
 
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
-    public long WorkspaceBytes(AttentionShape shape) => throw new NotImplementedException();
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public long WorkspaceBytes(AttentionShape shape) => _executor.WorkspaceBytes(Problem(shape));
 
     /// <summary>Releases the operator's scratch memory.</summary>
-    public void Dispose() => throw new NotImplementedException();
+    public void Dispose() => _executor.Dispose();
+
+    private void Forward(AttentionShape shape, float* query, float* key, float* value, float* output)
+    {
+        TensorArguments.RequireDisjoint(shape, query, key, value, output);
+        _executor.Forward(Problem(shape), HostBuffers.Of(shape, query, key, value, output));
+    }
+
+    private AttentionProblem Problem(AttentionShape shape)
+    {
+        if (_problem?.Shape != shape)
+        {
+            _problem = new AttentionProblem
+            {
+                Shape = shape,
+                Causal = Options.Causal,
+                Scale = Options.Scale ?? (1 / MathF.Sqrt(shape.KeyDimension)),
+            };
+        }
+
+        return _problem;
+    }
 }

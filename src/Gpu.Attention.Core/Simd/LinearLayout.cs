@@ -1,0 +1,235 @@
+namespace Gpu.Attention;
+
+/// <summary>Sizes and places of everything that a linear forward pass keeps in its workspace, in floats.</summary>
+/// <remarks>
+/// A chain is one key head of one sequence. Many chains run side by side, each chunk after chunk in one thread's scratch memory. Few
+/// chains are spread over threads by chunks: a block of chunks is reduced in parallel, scanned, and read in parallel. Both orders do the
+/// same arithmetic.
+/// </remarks>
+internal readonly struct LinearLayout
+{
+    /// <summary>Tokens in a chunk: the product inside a chunk costs <c>Chunk·(r + dv)</c> a token, everything done once a chunk is shared by it.</summary>
+    public const int Chunk = 64;
+
+    private const int LineFloats = 16;
+
+    /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
+    private const int ChunksPerThread = 8;
+
+    public unsafe LinearLayout(AttentionProblem problem, int degree, int vectorLength)
+    {
+        FeaturePair features = problem.Features!;
+        AttentionShape shape = problem.Shape;
+        Features = features.FeatureDimension;
+        FeatureStride = RoundUp(Features, vectorLength);
+        ValueStride = RoundUp(shape.ValueDimension, vectorLength);
+        int inputStride = RoundUp(shape.KeyDimension, vectorLength);
+        Chains = shape.Batch * shape.KeyHeads;
+        KeyChunks = (shape.KeyLength + Chunk - 1) / Chunk;
+        QueryChunks = (shape.QueryLength + Chunk - 1) / Chunk;
+        ByChain = degree == 1 || Chains % degree == 0 || Chains >= 4 * degree;
+        bool segments = problem.Causal && features.Family == FeatureFamily.Exponential;
+
+        KeysFloats = new Keys(null, Features, FeatureStride, ValueStride).Floats;
+        StateFloats = new State(null, Features, FeatureStride, ValueStride).Floats;
+        ScratchFloats = new Scratch(null, Features, FeatureStride, ValueStride, inputStride, shape.KeyDimension, segments).Floats;
+        InputStride = inputStride;
+        InputDimension = shape.KeyDimension;
+        Segments = segments;
+        BlockChunks = ByChain ? 1 : Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * degree) + Chains - 1) / Math.Max(Chains, 1)));
+        Slots = degree;
+        StateCount = ByChain ? degree : Chains;
+        KeysCount = ByChain ? degree : (long)Chains * BlockChunks;
+        StabilizerFloats = Line(Chains);
+        Bytes = ((Slots * ScratchFloats) + (StateCount * StateFloats) + (KeysCount * KeysFloats) + StabilizerFloats) * sizeof(float);
+    }
+
+    public int Features { get; }
+
+    public int FeatureStride { get; }
+
+    public int ValueStride { get; }
+
+    public int InputStride { get; }
+
+    public int InputDimension { get; }
+
+    public bool Segments { get; }
+
+    public int Chains { get; }
+
+    public int KeyChunks { get; }
+
+    public int QueryChunks { get; }
+
+    /// <summary>True when each chain runs in one thread.</summary>
+    public bool ByChain { get; }
+
+    /// <summary>Chunks of every chain that are kept at once.</summary>
+    public int BlockChunks { get; }
+
+    public long Slots { get; }
+
+    public long StateCount { get; }
+
+    public long KeysCount { get; }
+
+    public long KeysFloats { get; }
+
+    public long StateFloats { get; }
+
+    public long ScratchFloats { get; }
+
+    public long StabilizerFloats { get; }
+
+    public long Bytes { get; }
+
+    public static int RoundUp(int length, int multiple) => (length + multiple - 1) / multiple * multiple;
+
+    private static long Line(long floats) => (floats + LineFloats - 1) / LineFloats * LineFloats;
+
+    /// <summary>Hands out pieces of one stretch of memory; with a null start it only counts.</summary>
+    private unsafe struct Arena(float* start)
+    {
+        public long Floats { get; private set; }
+
+        public float* Take(long floats)
+        {
+            float* piece = start + Floats;
+            Floats += Line(floats);
+            return piece;
+        }
+    }
+
+    /// <summary>What a chunk's keys and values are turned into.</summary>
+    public readonly unsafe struct Keys
+    {
+        public Keys(float* start, int features, int featureStride, int valueStride)
+        {
+            var arena = new Arena(start);
+            Transposed = arena.Take((long)features * Chunk);
+            Values = arena.Take((long)Chunk * valueStride);
+            Delta = arena.Take((long)features * valueStride);
+            DeltaZ = arena.Take(featureStride);
+            First = arena.Take(featureStride);
+            Reference = arena.Take(featureStride);
+            Scale = arena.Take(featureStride);
+            Beta = arena.Take(featureStride);
+            Maximum = arena.Take(featureStride);
+            Irregular = (int*)arena.Take(1);
+            Floats = arena.Floats;
+        }
+
+        /// <summary>Key features, <c>r × Chunk</c>.</summary>
+        public float* Transposed { get; }
+
+        /// <summary>The values, <c>Chunk × ValueStride</c>.</summary>
+        public float* Values { get; }
+
+        /// <summary>K̂ᵀV, <c>r × ValueStride</c>; after a scan, the state before the chunk.</summary>
+        public float* Delta { get; }
+
+        /// <summary>K̂ᵀ1; after a scan, the normaliser before the chunk.</summary>
+        public float* DeltaZ { get; }
+
+        /// <summary>The log features of the chunk's first key: the scale that its readers may know.</summary>
+        public float* First { get; }
+
+        /// <summary>The log scale of <see cref="Delta"/>.</summary>
+        public float* Reference { get; }
+
+        /// <summary>The log scale that the chunk is read at.</summary>
+        public float* Scale { get; }
+
+        /// <summary>What brings the key features to <see cref="Scale"/>.</summary>
+        public float* Beta { get; }
+
+        /// <summary>The largest log feature of the chunk, where a final state is wanted.</summary>
+        public float* Maximum { get; }
+
+        /// <summary>Non-zero when the chunk's log features range too far for one scale.</summary>
+        public int* Irregular { get; }
+
+        public long Floats { get; }
+    }
+
+    /// <summary>A chain's state.</summary>
+    public readonly unsafe struct State
+    {
+        public State(float* start, int features, int featureStride, int valueStride)
+        {
+            var arena = new Arena(start);
+            Sums = arena.Take((long)features * valueStride);
+            Normalizers = arena.Take(featureStride);
+            LogScale = arena.Take(featureStride);
+            Maximum = arena.Take(featureStride);
+            Floats = arena.Floats;
+        }
+
+        public float* Sums { get; }
+
+        public float* Normalizers { get; }
+
+        /// <summary>The scale that the sums are kept at.</summary>
+        public float* LogScale { get; }
+
+        /// <summary>The largest log feature so far, where a final state is wanted.</summary>
+        public float* Maximum { get; }
+
+        public long Floats { get; }
+    }
+
+    /// <summary>One thread's scratch memory.</summary>
+    public readonly unsafe struct Scratch
+    {
+        public Scratch(float* start, int features, int featureStride, int valueStride, int inputStride, int inputDimension, bool segments)
+        {
+            var arena = new Arena(start);
+            InputTransposed = arena.Take((long)inputDimension * Chunk);
+            Mapped = arena.Take((long)Chunk * inputStride);
+            Queries = arena.Take((long)Chunk * featureStride);
+            Scores = arena.Take(Chunk * Chunk);
+            Output = arena.Take((long)Chunk * valueStride);
+            RowTerm = arena.Take(Chunk);
+            RowMaximum = arena.Take(Chunk);
+            Denominator = arena.Take(Chunk);
+            Bias = arena.Take(featureStride);
+            Factors = arena.Take(featureStride);
+            LogFeatures = arena.Take(segments ? (long)features * Chunk : 0);
+            SegmentKeys = new Keys(start is null ? null : start + arena.Floats, features, featureStride, valueStride);
+            arena.Take(segments ? SegmentKeys.Floats : 0);
+            SegmentState = new State(start is null ? null : start + arena.Floats, features, featureStride, valueStride);
+            arena.Take(segments ? SegmentState.Floats : 0);
+            Floats = arena.Floats;
+        }
+
+        public float* InputTransposed { get; }
+
+        public float* Mapped { get; }
+
+        public float* Queries { get; }
+
+        public float* Scores { get; }
+
+        public float* Output { get; }
+
+        public float* RowTerm { get; }
+
+        public float* RowMaximum { get; }
+
+        public float* Denominator { get; }
+
+        public float* Bias { get; }
+
+        public float* Factors { get; }
+
+        /// <summary>A chunk's log features, kept when it is taken in segments.</summary>
+        public float* LogFeatures { get; }
+
+        public Keys SegmentKeys { get; }
+
+        public State SegmentState { get; }
+
+        public long Floats { get; }
+    }
+}

@@ -1,0 +1,495 @@
+using System.Runtime.CompilerServices;
+
+namespace Gpu.Attention;
+
+/// <summary>A constant that the compiler sees through a type argument.</summary>
+internal interface IConstant
+{
+    static abstract int Value { get; }
+}
+
+internal readonly struct N1 : IConstant
+{
+    public static int Value => 1;
+}
+
+internal readonly struct N2 : IConstant
+{
+    public static int Value => 2;
+}
+
+internal readonly struct N3 : IConstant
+{
+    public static int Value => 3;
+}
+
+internal readonly struct N4 : IConstant
+{
+    public static int Value => 4;
+}
+
+internal readonly struct N5 : IConstant
+{
+    public static int Value => 5;
+}
+
+internal readonly struct N6 : IConstant
+{
+    public static int Value => 6;
+}
+
+/// <summary>
+/// The engine's one matrix product, <c>C (+)= A B</c>: A row-major with its elements broadcast, B and C row-major in whole vectors. A tile of
+/// up to 6 rows by <see cref="ISimdVector{TSelf}.TileVectors"/> vectors of C stays in registers while the inner dimension runs.
+/// </summary>
+/// <remarks>Every element of C is summed in the order of the inner dimension, so its bits depend on nothing but its row and column.</remarks>
+internal static unsafe class MicroKernel<TV>
+    where TV : struct, ISimdVector<TV>
+{
+    /// <summary>Rows of a tile.</summary>
+    public const int Rows = 6;
+
+    /// <summary>Columns of a tile.</summary>
+    public static int Columns
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => TV.TileVectors * TV.Count;
+    }
+
+    /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    public static void Multiply(nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+    {
+        for (nint column = 0; column < n; column += Columns)
+        {
+            int vectors = (int)nint.Min(n - column, Columns) / TV.Count;
+            for (nint row = 0; row < m; row += Rows)
+            {
+                int rows = (int)nint.Min(m - row, Rows);
+                Tile(rows, vectors, k, a + (row * lda), lda, b + column, ldb, c + (row * ldc) + column, ldc, accumulate);
+            }
+        }
+    }
+
+    /// <summary>One tile of any size up to the largest.</summary>
+    public static void Tile(
+        int rows, int vectors, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+    {
+        if (vectors == 4)
+        {
+            TileRows<N4>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+        }
+        else if (vectors == 2)
+        {
+            TileRows<N2>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+        }
+        else if (vectors == 3)
+        {
+            TileRows<N3>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+        }
+        else
+        {
+            TileRows<N1>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+        }
+    }
+
+    private static void TileRows<TN>(int rows, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+        where TN : struct, IConstant
+    {
+        switch (rows)
+        {
+            case 6: Tile<N6, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+            case 5: Tile<N5, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+            case 4: Tile<N4, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+            case 3: Tile<N3, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+            case 2: Tile<N2, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+            default: Tile<N1, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+        }
+    }
+
+    // One body for every width, row count and column count: what the constants exclude is never compiled.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Tile<TM, TN>(nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+        where TM : struct, IConstant
+        where TN : struct, IConstant
+    {
+        TV c00 = default, c01 = default, c02 = default, c03 = default;
+        TV c10 = default, c11 = default, c12 = default, c13 = default;
+        TV c20 = default, c21 = default, c22 = default, c23 = default;
+        TV c30 = default, c31 = default, c32 = default, c33 = default;
+        TV c40 = default, c41 = default, c42 = default, c43 = default;
+        TV c50 = default, c51 = default, c52 = default, c53 = default;
+        if (accumulate)
+        {
+            c00 = TV.Load(c);
+
+            if (TN.Value > 1)
+            {
+                c01 = TV.Load(c + TV.Count);
+            }
+
+            if (TN.Value > 2)
+            {
+                c02 = TV.Load(c + (2 * TV.Count));
+            }
+
+            if (TN.Value > 3)
+            {
+                c03 = TV.Load(c + (3 * TV.Count));
+            }
+
+            if (TM.Value > 1)
+            {
+                c10 = TV.Load(c + ldc);
+
+                if (TN.Value > 1)
+                {
+                    c11 = TV.Load(c + ldc + TV.Count);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c12 = TV.Load(c + ldc + (2 * TV.Count));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c13 = TV.Load(c + ldc + (3 * TV.Count));
+                }
+            }
+
+            if (TM.Value > 2)
+            {
+                c20 = TV.Load(c + (2 * ldc));
+
+                if (TN.Value > 1)
+                {
+                    c21 = TV.Load(c + (2 * ldc) + TV.Count);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c22 = TV.Load(c + (2 * ldc) + (2 * TV.Count));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c23 = TV.Load(c + (2 * ldc) + (3 * TV.Count));
+                }
+            }
+
+            if (TM.Value > 3)
+            {
+                c30 = TV.Load(c + (3 * ldc));
+
+                if (TN.Value > 1)
+                {
+                    c31 = TV.Load(c + (3 * ldc) + TV.Count);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c32 = TV.Load(c + (3 * ldc) + (2 * TV.Count));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c33 = TV.Load(c + (3 * ldc) + (3 * TV.Count));
+                }
+            }
+
+            if (TM.Value > 4)
+            {
+                c40 = TV.Load(c + (4 * ldc));
+
+                if (TN.Value > 1)
+                {
+                    c41 = TV.Load(c + (4 * ldc) + TV.Count);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c42 = TV.Load(c + (4 * ldc) + (2 * TV.Count));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c43 = TV.Load(c + (4 * ldc) + (3 * TV.Count));
+                }
+            }
+
+            if (TM.Value > 5)
+            {
+                c50 = TV.Load(c + (5 * ldc));
+
+                if (TN.Value > 1)
+                {
+                    c51 = TV.Load(c + (5 * ldc) + TV.Count);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c52 = TV.Load(c + (5 * ldc) + (2 * TV.Count));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c53 = TV.Load(c + (5 * ldc) + (3 * TV.Count));
+                }
+            }
+        }
+
+        float* a1 = a + lda;
+        float* a2 = a1 + lda;
+        float* a3 = a2 + lda;
+        float* a4 = a3 + lda;
+        float* a5 = a4 + lda;
+        for (nint i = 0; i < k; i++)
+        {
+            TV b0 = TV.Load(b);
+            TV b1 = TN.Value > 1 ? TV.Load(b + TV.Count) : default;
+            TV b2 = TN.Value > 2 ? TV.Load(b + (2 * TV.Count)) : default;
+            TV b3 = TN.Value > 3 ? TV.Load(b + (3 * TV.Count)) : default;
+            b += ldb;
+            TV x0 = TV.Broadcast(a[i]);
+            c00 = TV.MultiplyAdd(x0, b0, c00);
+
+            if (TN.Value > 1)
+            {
+                c01 = TV.MultiplyAdd(x0, b1, c01);
+            }
+
+            if (TN.Value > 2)
+            {
+                c02 = TV.MultiplyAdd(x0, b2, c02);
+            }
+
+            if (TN.Value > 3)
+            {
+                c03 = TV.MultiplyAdd(x0, b3, c03);
+            }
+
+            if (TM.Value > 1)
+            {
+                TV x1 = TV.Broadcast(a1[i]);
+                c10 = TV.MultiplyAdd(x1, b0, c10);
+
+                if (TN.Value > 1)
+                {
+                    c11 = TV.MultiplyAdd(x1, b1, c11);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c12 = TV.MultiplyAdd(x1, b2, c12);
+                }
+
+                if (TN.Value > 3)
+                {
+                    c13 = TV.MultiplyAdd(x1, b3, c13);
+                }
+            }
+
+            if (TM.Value > 2)
+            {
+                TV x2 = TV.Broadcast(a2[i]);
+                c20 = TV.MultiplyAdd(x2, b0, c20);
+
+                if (TN.Value > 1)
+                {
+                    c21 = TV.MultiplyAdd(x2, b1, c21);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c22 = TV.MultiplyAdd(x2, b2, c22);
+                }
+
+                if (TN.Value > 3)
+                {
+                    c23 = TV.MultiplyAdd(x2, b3, c23);
+                }
+            }
+
+            if (TM.Value > 3)
+            {
+                TV x3 = TV.Broadcast(a3[i]);
+                c30 = TV.MultiplyAdd(x3, b0, c30);
+
+                if (TN.Value > 1)
+                {
+                    c31 = TV.MultiplyAdd(x3, b1, c31);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c32 = TV.MultiplyAdd(x3, b2, c32);
+                }
+
+                if (TN.Value > 3)
+                {
+                    c33 = TV.MultiplyAdd(x3, b3, c33);
+                }
+            }
+
+            if (TM.Value > 4)
+            {
+                TV x4 = TV.Broadcast(a4[i]);
+                c40 = TV.MultiplyAdd(x4, b0, c40);
+
+                if (TN.Value > 1)
+                {
+                    c41 = TV.MultiplyAdd(x4, b1, c41);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c42 = TV.MultiplyAdd(x4, b2, c42);
+                }
+
+                if (TN.Value > 3)
+                {
+                    c43 = TV.MultiplyAdd(x4, b3, c43);
+                }
+            }
+
+            if (TM.Value > 5)
+            {
+                TV x5 = TV.Broadcast(a5[i]);
+                c50 = TV.MultiplyAdd(x5, b0, c50);
+
+                if (TN.Value > 1)
+                {
+                    c51 = TV.MultiplyAdd(x5, b1, c51);
+                }
+
+                if (TN.Value > 2)
+                {
+                    c52 = TV.MultiplyAdd(x5, b2, c52);
+                }
+
+                if (TN.Value > 3)
+                {
+                    c53 = TV.MultiplyAdd(x5, b3, c53);
+                }
+            }
+        }
+
+        TV.Store(c00, c);
+
+        if (TN.Value > 1)
+        {
+            TV.Store(c01, c + TV.Count);
+        }
+
+        if (TN.Value > 2)
+        {
+            TV.Store(c02, c + (2 * TV.Count));
+        }
+
+        if (TN.Value > 3)
+        {
+            TV.Store(c03, c + (3 * TV.Count));
+        }
+
+        if (TM.Value > 1)
+        {
+            TV.Store(c10, c + ldc);
+
+            if (TN.Value > 1)
+            {
+                TV.Store(c11, c + ldc + TV.Count);
+            }
+
+            if (TN.Value > 2)
+            {
+                TV.Store(c12, c + ldc + (2 * TV.Count));
+            }
+
+            if (TN.Value > 3)
+            {
+                TV.Store(c13, c + ldc + (3 * TV.Count));
+            }
+        }
+
+        if (TM.Value > 2)
+        {
+            TV.Store(c20, c + (2 * ldc));
+
+            if (TN.Value > 1)
+            {
+                TV.Store(c21, c + (2 * ldc) + TV.Count);
+            }
+
+            if (TN.Value > 2)
+            {
+                TV.Store(c22, c + (2 * ldc) + (2 * TV.Count));
+            }
+
+            if (TN.Value > 3)
+            {
+                TV.Store(c23, c + (2 * ldc) + (3 * TV.Count));
+            }
+        }
+
+        if (TM.Value > 3)
+        {
+            TV.Store(c30, c + (3 * ldc));
+
+            if (TN.Value > 1)
+            {
+                TV.Store(c31, c + (3 * ldc) + TV.Count);
+            }
+
+            if (TN.Value > 2)
+            {
+                TV.Store(c32, c + (3 * ldc) + (2 * TV.Count));
+            }
+
+            if (TN.Value > 3)
+            {
+                TV.Store(c33, c + (3 * ldc) + (3 * TV.Count));
+            }
+        }
+
+        if (TM.Value > 4)
+        {
+            TV.Store(c40, c + (4 * ldc));
+
+            if (TN.Value > 1)
+            {
+                TV.Store(c41, c + (4 * ldc) + TV.Count);
+            }
+
+            if (TN.Value > 2)
+            {
+                TV.Store(c42, c + (4 * ldc) + (2 * TV.Count));
+            }
+
+            if (TN.Value > 3)
+            {
+                TV.Store(c43, c + (4 * ldc) + (3 * TV.Count));
+            }
+        }
+
+        if (TM.Value > 5)
+        {
+            TV.Store(c50, c + (5 * ldc));
+
+            if (TN.Value > 1)
+            {
+                TV.Store(c51, c + (5 * ldc) + TV.Count);
+            }
+
+            if (TN.Value > 2)
+            {
+                TV.Store(c52, c + (5 * ldc) + (2 * TV.Count));
+            }
+
+            if (TN.Value > 3)
+            {
+                TV.Store(c53, c + (5 * ldc) + (3 * TV.Count));
+            }
+        }
+    }
+}

@@ -1,0 +1,156 @@
+using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.X86;
+
+namespace Gpu.Attention;
+
+/// <summary>The engine's small loops over rows and tiles, beside the micro-kernel.</summary>
+internal static unsafe class SimdBlas<TV>
+    where TV : struct, ISimdVector<TV>
+{
+    /// <summary>Adds <c>P V</c> to O where row i of P counts up to column <c>i + diagonal</c>; what lies beyond is not read.</summary>
+    /// <remarks>Not even as a factor of zero: a value that a row does not see may be NaN.</remarks>
+    public static void AddCausalProduct(
+        int rows, int diagonal, int columns, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
+    {
+        for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
+        {
+            int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
+            int seenByAll = Math.Clamp(row + diagonal + 1, 0, columns);
+            if (seenByAll > 0)
+            {
+                MicroKernel<TV>.Multiply(height, n, seenByAll, p + (row * pStride), pStride, v, vStride, o + (row * oStride), oStride, true);
+            }
+
+            for (int i = 1; i < height; i++)
+            {
+                int end = Math.Min(row + diagonal + i + 1, columns);
+                for (int j = seenByAll; j < end; j++)
+                {
+                    MultiplyAdd(n, p[((row + i) * pStride) + j], v + (j * vStride), o + ((row + i) * oStride));
+                }
+            }
+        }
+    }
+
+    /// <summary><c>y += a x</c> over whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void MultiplyAdd(int n, float a, float* x, float* y)
+    {
+        TV factor = TV.Broadcast(a);
+        for (int i = 0; i < n; i += TV.Count)
+        {
+            TV.Store(TV.MultiplyAdd(factor, TV.Load(x + i), TV.Load(y + i)), y + i);
+        }
+    }
+
+    /// <summary><c>x *= a</c> over whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Scale(int n, float a, float* x)
+    {
+        TV factor = TV.Broadcast(a);
+        for (int i = 0; i < n; i += TV.Count)
+        {
+            TV.Store(TV.Multiply(factor, TV.Load(x + i)), x + i);
+        }
+    }
+
+    /// <summary>x·y over whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Dot(int n, float* x, float* y)
+    {
+        TV sum = default;
+        for (int i = 0; i < n; i += TV.Count)
+        {
+            sum = TV.MultiplyAdd(TV.Load(x + i), TV.Load(y + i), sum);
+        }
+
+        return TV.Sum(sum);
+    }
+
+    /// <summary>The sum of any number of elements, in an order that depends on the number and the vector width only.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Sum(int n, float* x)
+    {
+        TV vectors = default;
+        int i = 0;
+        for (; i <= n - TV.Count; i += TV.Count)
+        {
+            vectors = TV.Add(vectors, TV.Load(x + i));
+        }
+
+        float sum = TV.Sum(vectors);
+        for (; i < n; i++)
+        {
+            sum += x[i];
+        }
+
+        return sum;
+    }
+
+    /// <summary>Copies <c>n</c> rows of <c>width</c> elements and clears each up to <c>stride</c>.</summary>
+    public static void CopyRows(int n, int width, float* source, nint sourceStride, float* target, int stride)
+    {
+        for (int row = 0; row < n; row++)
+        {
+            new ReadOnlySpan<float>(source + (row * sourceStride), width).CopyTo(new Span<float>(target + ((nint)row * stride), width));
+            if (stride > width)
+            {
+                new Span<float>(target + ((nint)row * stride) + width, stride - width).Clear();
+            }
+        }
+    }
+
+    /// <summary>Writes <c>n</c> rows of <c>width</c> elements as columns, and clears the columns from n up to whole vectors.</summary>
+    public static void Transpose(int n, int width, float* source, nint sourceStride, float* target, nint targetStride)
+    {
+        int row = 0;
+        if (Sse.IsSupported)
+        {
+            for (; row <= n - 4; row += 4)
+            {
+                float* x = source + (row * sourceStride);
+                float* y = target + row;
+                int column = 0;
+                for (; column <= width - 4; column += 4)
+                {
+                    Vector128<float> r0 = Vector128.Load(x + column);
+                    Vector128<float> r1 = Vector128.Load(x + sourceStride + column);
+                    Vector128<float> r2 = Vector128.Load(x + (2 * sourceStride) + column);
+                    Vector128<float> r3 = Vector128.Load(x + (3 * sourceStride) + column);
+                    Vector128<float> a = Sse.UnpackLow(r0, r1);
+                    Vector128<float> b = Sse.UnpackLow(r2, r3);
+                    Vector128<float> c = Sse.UnpackHigh(r0, r1);
+                    Vector128<float> d = Sse.UnpackHigh(r2, r3);
+                    float* z = y + (column * targetStride);
+                    Sse.MoveLowToHigh(a, b).Store(z);
+                    Sse.MoveHighToLow(b, a).Store(z + targetStride);
+                    Sse.MoveLowToHigh(c, d).Store(z + (2 * targetStride));
+                    Sse.MoveHighToLow(d, c).Store(z + (3 * targetStride));
+                }
+
+                for (; column < width; column++)
+                {
+                    for (int i = 0; i < 4; i++)
+                    {
+                        y[(column * targetStride) + i] = x[(i * sourceStride) + column];
+                    }
+                }
+            }
+        }
+
+        for (; row < n; row++)
+        {
+            for (int column = 0; column < width; column++)
+            {
+                target[(column * targetStride) + row] = source[(row * sourceStride) + column];
+            }
+        }
+
+        int padded = PackedForm<TV>.RoundUp(n);
+        for (int column = 0; padded > n && column < width; column++)
+        {
+            new Span<float>(target + (column * targetStride) + n, padded - n).Clear();
+        }
+    }
+}

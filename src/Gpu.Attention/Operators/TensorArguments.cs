@@ -1,0 +1,113 @@
+using System.Numerics.Tensors;
+
+namespace Gpu.Attention;
+
+/// <summary>Checks a caller's tensors before any work is done.</summary>
+internal static class TensorArguments
+{
+    /// <summary>The shape that four tensors describe together.</summary>
+    /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the others.</exception>
+    public static AttentionShape Shape(
+        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
+    {
+        Sizes q = Read(query.Lengths, query.IsDense, nameof(query), "[B, T, H, D]");
+        Sizes k = Read(key.Lengths, key.IsDense, nameof(key), "[B, S, Hk, D]");
+        Sizes v = Read(value.Lengths, value.IsDense, nameof(value), "[B, S, Hk, Dv]");
+        Sizes o = Read(output.Lengths, output.IsDense, nameof(output), "[B, T, H, Dv]");
+        Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
+        Require(k.Heads > 0 && q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
+        Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
+        Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
+        Require(o.Width == v.Width, "output", o, "value", v, "the last dimensions must agree");
+        return new AttentionShape(q.Batch, q.Tokens, k.Tokens, q.Heads, k.Heads, q.Width, v.Width);
+    }
+
+    /// <summary>Checks flat memory against a shape.</summary>
+    /// <exception cref="ArgumentException">A length is wrong.</exception>
+    public static void RequireLengths(AttentionShape shape, int query, int key, int value, int output)
+    {
+        if (shape.Heads == 0)
+        {
+            throw new ArgumentException("The shape is empty; make one with a constructor of AttentionShape.", nameof(shape));
+        }
+
+        RequireLength("query", query, shape.QueryElements, shape);
+        RequireLength("key", key, shape.KeyElements, shape);
+        RequireLength("value", value, shape.ValueElements, shape);
+        RequireLength("output", output, shape.OutputElements, shape);
+    }
+
+    /// <summary>Throws when the output shares memory with an input.</summary>
+    /// <exception cref="ArgumentException">It does.</exception>
+    public static unsafe void RequireDisjoint(AttentionShape shape, float* query, float* key, float* value, float* output)
+    {
+        RequireDisjoint("query", query, shape.QueryElements, output, shape.OutputElements, shape);
+        RequireDisjoint("key", key, shape.KeyElements, output, shape.OutputElements, shape);
+        RequireDisjoint("value", value, shape.ValueElements, output, shape.OutputElements, shape);
+    }
+
+    /// <summary>Throws when a factor is not a finite number.</summary>
+    /// <exception cref="ArgumentException">It is not.</exception>
+    public static void RequireFinite(float? value, string name, string parameter)
+    {
+        if (value is float number && !float.IsFinite(number))
+        {
+            throw new ArgumentException($"{name} is {number}; it must be finite.", parameter);
+        }
+    }
+
+    private static unsafe void RequireDisjoint(string name, float* input, long inputLength, float* output, long outputLength, AttentionShape shape)
+    {
+        if (inputLength > 0 && outputLength > 0 && input < output + outputLength && output < input + inputLength)
+        {
+            throw new ArgumentException($"The output overlaps the {name} in memory ({shape}).", nameof(output));
+        }
+    }
+
+    private static void RequireLength(string name, long length, long expected, AttentionShape shape)
+    {
+        if (length != expected)
+        {
+            throw new ArgumentException($"{name} has {length} elements where the shape asks for {expected} ({shape}).", name);
+        }
+    }
+
+    private static Sizes Read(ReadOnlySpan<nint> lengths, bool dense, string name, string layout)
+    {
+        if (lengths.Length != 4)
+        {
+            throw new ArgumentException($"{name} {Describe(lengths)} has rank {lengths.Length}; expected rank 4, {layout}.", name);
+        }
+
+        if (!dense)
+        {
+            throw new ArgumentException(
+                $"{name} {Describe(lengths)} is not dense; copy it to a tensor of its own ({layout}, row-major) first.", name);
+        }
+
+        foreach (nint length in lengths)
+        {
+            if (length > int.MaxValue)
+            {
+                throw new ArgumentException($"{name} {Describe(lengths)} has a dimension above {int.MaxValue}.", name);
+            }
+        }
+
+        return new Sizes((int)lengths[0], (int)lengths[1], (int)lengths[2], (int)lengths[3]);
+    }
+
+    private static void Require(bool condition, string name, Sizes sizes, string other, Sizes otherSizes, string rule)
+    {
+        if (!condition)
+        {
+            throw new ArgumentException($"{name} {sizes} does not fit {other} {otherSizes}: {rule}.", name);
+        }
+    }
+
+    private static string Describe(ReadOnlySpan<nint> lengths) => $"[{string.Join(", ", lengths.ToArray())}]";
+
+    private readonly record struct Sizes(int Batch, int Tokens, int Heads, int Width)
+    {
+        public override string ToString() => $"[{Batch}, {Tokens}, {Heads}, {Width}]";
+    }
+}
