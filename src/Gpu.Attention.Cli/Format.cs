@@ -14,7 +14,7 @@ internal static class Format
         >= 100 => value.ToString("F0", CultureInfo.InvariantCulture),
         >= 10 => value.ToString("F1", CultureInfo.InvariantCulture),
         >= 0.01 => value.ToString("F3", CultureInfo.InvariantCulture),
-        _ => value.ToString("E1", CultureInfo.InvariantCulture),
+        _ => value.ToString("0.0e-0", CultureInfo.InvariantCulture),
     };
 
     public static string Percent(double? share) => share is null ? "-" : (100 * share.Value).ToString("F1", CultureInfo.InvariantCulture) + " %";

@@ -8,6 +8,8 @@ namespace Gpu.Attention.Cli.Commands;
 /// <summary><c>bench</c>: times attention, once it is known to be right.</summary>
 internal static class BenchCommand
 {
+    // Code that is still being compiled, and clocks that are still rising, are not what is measured.
+    private const double WarmUpSeconds = 0.3;
     private const int MaxLength = 1 << 27;
     private const int MaxSize = 1 << 20;
 
@@ -109,12 +111,18 @@ internal static class BenchCommand
         {
             complaints.Add(string.Create(
                 CultureInfo.InvariantCulture,
-                $"{problem.Name}: not timed, for it is wrong: largest error {gate.MaxAbsError:E1} (limit {gate.MaxAbsLimit:E1}), RMS ratio {gate.RmsRatio:E1} (limit {gate.RmsLimit:E1})."));
+                $"{problem.Name}: not timed, for it is wrong: largest error {gate.MaxAbsError:g2} (limit {gate.MaxAbsLimit:g2}), RMS ratio {gate.RmsRatio:g2} (limit {gate.RmsLimit:g2})."));
             return result;
         }
 
-        // The gate's call came first, but the oracle has been through the caches since.
-        forward();
+        long warmUp = Stopwatch.GetTimestamp();
+        do
+        {
+            cancellationToken.ThrowIfCancellationRequested();
+            forward();
+        }
+        while (Stopwatch.GetElapsedTime(warmUp).TotalSeconds < WarmUpSeconds);
+
         double[] times = new double[plan.Repeats];
         for (int i = 0; i < times.Length; i++)
         {
