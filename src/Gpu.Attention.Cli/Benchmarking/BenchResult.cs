@@ -1,0 +1,53 @@
+using System.Text.Json.Serialization;
+
+namespace Gpu.Attention.Cli.Benchmarking;
+
+/// <summary>One line of results; the timings are null when the gate failed.</summary>
+internal sealed record BenchResult
+{
+    public required string Device { get; init; }
+
+    public required string Case { get; init; }
+
+    [JsonPropertyName("B")]
+    public required int Batch { get; init; }
+
+    [JsonPropertyName("T")]
+    public required int Length { get; init; }
+
+    [JsonPropertyName("H")]
+    public required int Heads { get; init; }
+
+    [JsonPropertyName("D")]
+    public required int KeyDimension { get; init; }
+
+    [JsonPropertyName("Dv")]
+    public required int ValueDimension { get; init; }
+
+    public required string Features { get; init; }
+
+    /// <summary>r; 0 for exact attention.</summary>
+    public required int FeatureDimension { get; init; }
+
+    public required string Direction { get; init; }
+
+    public int Repeats { get; init; }
+
+    /// <summary>The median of the repeats.</summary>
+    public double? Ms { get; init; }
+
+    public double? Gflops { get; init; }
+
+    /// <summary>The share of the host's measured peak; null on other devices.</summary>
+    public double? PeakShare { get; init; }
+
+    public double? TokensPerSecond { get; init; }
+
+    public long WorkspaceBytes { get; init; }
+
+    public double? MaxAbsError { get; init; }
+
+    public double? RmsRatio { get; init; }
+
+    public required bool Passed { get; init; }
+}
