@@ -39,7 +39,7 @@ internal sealed class Passes(ComputeDevice device, Corpus corpus)
         var total = Stopwatch.StartNew();
         var attending = new Stopwatch();
         using var attention = new LinearAttention(device, method.Features!, new LinearAttentionOptions { Causal = true, Scale = scale });
-        AttentionState state = attention.CreateState(batch: 1, heads: 1, HashEmbedding.Dimension, corpus.Alphabet.Length);
+        AttentionState state = attention.CreateState(batch: 1, heads: 1, corpus.Alphabet.Length, HashEmbedding.Dimension);
         var segment = new Segment(corpus, Math.Min(length, SegmentLength));
         var evaluation = new Evaluation(corpus);
         for (int first = 0; first < length; first += segment.Length)

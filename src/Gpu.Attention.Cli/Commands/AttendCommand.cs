@@ -50,11 +50,11 @@ internal static class AttendCommand
             AttentionState? initialState = null;
             if (parsed.GetValue(options.InitialState) is { } path)
             {
-                initialState = attention.CreateState(shape.Batch, shape.KeyHeads, shape.KeyDimension, shape.ValueDimension);
+                initialState = attention.CreateState(shape.Batch, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
                 StateFile.Read(path, initialState);
             }
 
-            state = finalStatePath is null ? null : attention.CreateState(shape.Batch, shape.KeyHeads, shape.KeyDimension, shape.ValueDimension);
+            state = finalStatePath is null ? null : attention.CreateState(shape.Batch, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
             measured = terminal.Busy("attend", () => Measure(
                 () => attention.Forward(shape, query, key, value, output, initialState, state), () => attention.WorkspaceBytes(shape)));
         }

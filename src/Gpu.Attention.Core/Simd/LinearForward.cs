@@ -102,7 +102,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         switch (_phase)
         {
             case Phase.Stabilize:
-                Stabilize(item, scratch);
+                Stabilize(item, KeysAt(_layout.ByChain ? slot : (long)item * _layout.BlockChunks), scratch);
                 break;
             case Phase.Chain:
                 RunChain(item, StateAt(slot), KeysAt(slot), scratch);
@@ -335,40 +335,20 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     }
 
     /// <summary>The maximum of W x over every key and feature of a chain.</summary>
-    private void Stabilize(int chain, Scratch scratch)
+    private void Stabilize(int chain, Keys keys, Scratch scratch)
     {
         float maximum = float.NegativeInfinity;
         for (int chunk = 0; chunk < _layout.KeyChunks; chunk++)
         {
             int n = KeyTokens(chunk);
-            int rows = Math.Min(_layout.Features, Chunk);
-            LinearKeyFeaturesInPieces(chain, chunk, n, rows, scratch, ref maximum);
+            LinearKeyFeatures(chain, chunk, n, keys.Transposed, scratch);
+            for (int feature = 0; feature < _layout.Features; feature++)
+            {
+                maximum = MathF.Max(maximum, TensorPrimitives.Max(new ReadOnlySpan<float>(keys.Transposed + ((nint)feature * Chunk), n)));
+            }
         }
 
         _stabilizers[chain] = maximum;
-    }
-
-    private void LinearKeyFeaturesInPieces(int chain, int chunk, int n, int rows, Scratch scratch, ref float maximum)
-    {
-        int d = _layout.InputDimension;
-        float* mapped = PreMap(_key, n, KeyRow(chain, chunk * Chunk), (nint)_buffers.Key.TokenStride, scratch, out nint stride);
-        SimdBlas<TV>.Transpose(n, d, mapped, stride, scratch.InputTransposed, Chunk);
-        for (int feature = 0; feature < _layout.Features; feature += rows)
-        {
-            int height = Math.Min(rows, _layout.Features - feature);
-            float* x = scratch.InputTransposed;
-            if (_key.Rows is not null)
-            {
-                MicroKernel<TV>.Multiply(
-                    height, PackedForm<TV>.RoundUp(n), d, _key.Rows + ((nint)feature * d), d, scratch.InputTransposed, Chunk, scratch.Scores, Chunk, false);
-                x = scratch.Scores - ((nint)feature * Chunk);
-            }
-
-            for (int row = feature; row < feature + height; row++)
-            {
-                maximum = MathF.Max(maximum, TensorPrimitives.Max(new ReadOnlySpan<float>(x + ((nint)row * Chunk), n)));
-            }
-        }
     }
 
     // ---- chunks whose log features rise too far above their first key's ----

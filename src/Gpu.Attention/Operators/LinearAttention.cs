@@ -139,12 +139,14 @@ public sealed unsafe class LinearAttention : IDisposable
     /// <summary>Creates the state of having seen nothing.</summary>
     /// <param name="batch">N, the number of sequences.</param>
     /// <param name="heads">Hk, the key heads.</param>
-    /// <param name="keyDimension">D.</param>
     /// <param name="valueDimension">Dv.</param>
-    /// <exception cref="ArgumentException">A size is wrong, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
-    public AttentionState CreateState(int batch, int heads, int keyDimension, int valueDimension)
+    /// <param name="keyDimension">D; may be left out where the feature map takes rows of one dimension only.</param>
+    /// <exception cref="ArgumentException">A size is wrong, or missing, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
+    public AttentionState CreateState(int batch, int heads, int valueDimension, int? keyDimension = null)
     {
-        FeaturePair pair = Features.Lower(keyDimension, Options.Scale ?? Features.DefaultScale(keyDimension));
+        int dimension = keyDimension ?? Features.InputDimension
+            ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension));
+        FeaturePair pair = Features.Lower(dimension, Options.Scale ?? Features.DefaultScale(dimension));
         return new AttentionState(batch, heads, pair.FeatureDimension, valueDimension, pair.Family);
     }
 
