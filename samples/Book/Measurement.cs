@@ -59,7 +59,7 @@ internal sealed class Measurement
     private const int Shortest = 256;
     private const int MaxRepetitions = 25;
     private const double EnoughSeconds = 0.25;
-    private const double WarmUpSeconds = 0.25;
+    private const double WarmUpSeconds = 0.1;
 
     private readonly ComputeDevice _device;
     private readonly Progress _progress;
@@ -129,7 +129,7 @@ internal sealed class Measurement
         return curve;
     }
 
-    // Short calls run often enough first for the runtime to have compiled them at its best.
+    // The first calls compile, start threads and allocate.
     private void WarmUp(Action<Segment> call)
     {
         long start = Stopwatch.GetTimestamp();
@@ -140,7 +140,7 @@ internal sealed class Measurement
         while (Stopwatch.GetElapsedTime(start).TotalSeconds < WarmUpSeconds);
     }
 
-    // The first call of a length allocates and fills caches; it counts only when it takes so long that this cannot matter.
+    // The first call of a length allocates and fills caches: it counts only when it takes so long that this cannot matter.
     private static double[] Repeat(Action action)
     {
         double first = Time(action);

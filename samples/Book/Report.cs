@@ -103,9 +103,8 @@ internal static class Report
                 """);
         bool isAhead = curves.Skip(1).Any(c => c.Spreads.Zip(curves[0].Spreads).Any(s => s.First.Mean < s.Second.Mean));
         return !isAhead ? document : document.Say("""
-            Where FAVOR+ comes out ahead of exact attention at the same temperature it is not the better estimate: its errors happen to weigh
-            some contexts more than the flat weights that it should reproduce, and at low temperatures almost any sharper weighting predicts
-            better.
+            An estimate can come out ahead of what it estimates: where exact attention is too flat to predict well, errors that happen to
+            sharpen it may help. That is luck of the draw, not a merit of the estimate.
             """);
     }
 
@@ -146,12 +145,12 @@ internal static class Report
     {
         TimingCurve exact = results.ExactCurve;
         int[] lengths = [1_024, 8_192, 65_536];
-        var table = new Table(["method", .. lengths.Select(l => Count(l)), "longest", "slope", "faster than exact from"]);
+        var table = new Table(["method", .. lengths.Select(l => Count(l)), "longest", "slope", "beats exact from"]);
         foreach (TimingCurve curve in results.Curves.Prepend(results.Copy).Append(exact))
         {
             Timing last = curve.Points[^1];
             double? from = curve.FasterThan(exact);
-            string crossover = curve == exact || curve == results.Copy ? ""
+            string crossover = curve == exact || curve == results.Copy ? "–"
                 : from is null ? "not reached"
                 : from == exact.Points[0].Length ? $"{Count(from.Value)} or less"
                 : Count(Math.Round(from.Value / 10) * 10);
