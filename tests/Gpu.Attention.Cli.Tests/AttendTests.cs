@@ -274,11 +274,11 @@ public sealed class AttendTests : IDisposable
         RandomProjection? projection = projected ? RandomProjection.Orthogonal(Features, shape.KeyDimension, Seed) : null;
         bool exponential = FeatureKind.NeedsProjection(features);
         double[] oracle = ReferenceAttention.Linear(
-            shape, Kernel(features, projection, scale, variant), query, key, value, options with { Factor = exponential ? 1 : scale });
+            shape, Kernel(features, projection, shape.KeyDimension, scale, variant), query, key, value, options with { Factor = exponential ? 1 : scale });
         AssertWithin(shape, FeatureKind.Create(features, projection), oracle, output.Data, causal, variant);
     }
 
-    private static ReferenceKernel Kernel(string features, RandomProjection? projection, double scale, Variant variant)
+    private static ReferenceKernel Kernel(string features, RandomProjection? projection, int dimension, double scale, Variant variant)
     {
         float[]? w = projection?.Matrix.ToArray();
         int m = projection?.NumFeatures ?? 0;
@@ -303,7 +303,7 @@ public sealed class AttendTests : IDisposable
             (FeatureKind.FavorPlus, _) => ReferenceFeatures.FavorPlus(w!, m, scale),
             (FeatureKind.FavorPlusHyperbolic, _) => ReferenceFeatures.FavorPlusHyperbolic(w!, m, scale),
             (_, "jax") => ReferenceFeatures.JaxGeneralized(function, w, m, epsilon: variant.Epsilon ?? 1e-3),
-            (_, "lucidrains") => ReferenceFeatures.LucidrainsGeneralized(function, 1, w, m, variant.Epsilon ?? 1e-3),
+            (_, "lucidrains") => ReferenceFeatures.LucidrainsGeneralized(function, Math.Pow(dimension, -0.25), w, m, variant.Epsilon ?? 1e-3),
             _ => ReferenceFeatures.JaxGeneralized(function, w, m, epsilon: variant.Epsilon ?? 0),
         };
     }
@@ -335,6 +335,14 @@ public sealed class AttendTests : IDisposable
             },
         };
         (float[] query, float[] key, float[] value) = Inputs(shape);
+        if (problem.Convention == ReferenceConvention.Lucidrains && !exponential)
+        {
+            // That implementation scales the rows before any feature map.
+            float factor = (float)Math.Pow(shape.KeyDimension, -0.25);
+            query = Array.ConvertAll(query, x => x * factor);
+            key = Array.ConvertAll(key, x => x * factor);
+        }
+
         Tolerance.Require(actual, oracle, PlainAttention.Run(problem, query, key, value));
     }
 

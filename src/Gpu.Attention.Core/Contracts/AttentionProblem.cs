@@ -19,7 +19,7 @@ public enum ReferenceConvention
 
     /// <summary>
     /// lucidrains <c>performer-pytorch</c>: the same features with ε = 1e-4, and in causal attention 1e-6 added to every summed key
-    /// feature of the normaliser; for the direct family <c>f(a) + 1e-3</c>.
+    /// feature of the normaliser; for the direct family <c>f(d^-¼ a) + 1e-3</c>.
     /// </summary>
     Lucidrains,
 }

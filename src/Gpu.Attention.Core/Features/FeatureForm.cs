@@ -62,6 +62,35 @@ public sealed record FeatureForm
         }
     }
 
+    /// <summary>The form that makes of x what this one makes of <c>factor · x</c>.</summary>
+    /// <param name="factor">The factor on every input.</param>
+    internal FeatureForm ScaleInput(float factor)
+    {
+        if (Projection is not null && PreMatrix is null && PreOffset is null)
+        {
+            return this with
+            {
+                Projection = Scaled(Projection, factor),
+                NormCoefficient = NormCoefficient * factor * factor,
+                Linear = Linear is null ? null : Scaled(Linear, factor),
+            };
+        }
+
+        float[] matrix = new float[InputDimension * InputDimension];
+        for (int i = 0; i < InputDimension; i++)
+        {
+            matrix[(i * InputDimension) + i] = 1;
+        }
+
+        return this with
+        {
+            PreMatrix = Scaled(PreMatrix ?? matrix, factor),
+            Linear = Linear is null ? null : Scaled(Linear, factor),
+        };
+    }
+
+    private static float[] Scaled(float[] values, float factor) => Array.ConvertAll(values, x => x * factor);
+
     private static void Require(float[]? part, long length, string name)
     {
         if (part is not null && part.LongLength != length)
@@ -77,7 +106,9 @@ public sealed record FeaturePair
     /// <summary>Pairs two forms.</summary>
     /// <param name="query">The form applied to queries.</param>
     /// <param name="key">The form applied to keys.</param>
-    /// <exception cref="ArgumentException">The forms do not make features of one size and family, or a form does not fit itself.</exception>
+    /// <exception cref="ArgumentException">
+    /// The forms do not take rows of one size, or do not make features of one size and family, or a form does not fit itself.
+    /// </exception>
     public FeaturePair(FeatureForm query, FeatureForm key)
     {
         ArgumentNullException.ThrowIfNull(query);
@@ -89,6 +120,12 @@ public sealed record FeaturePair
             throw new ArgumentException(
                 $"Query features ({query.FeatureDimension}, {query.Activation.Family}) and key features ({key.FeatureDimension}, " +
                 $"{key.Activation.Family}) do not multiply.", nameof(key));
+        }
+
+        if (query.InputDimension != key.InputDimension)
+        {
+            throw new ArgumentException(
+                $"Queries and keys are rows of one size, but the forms take rows of {query.InputDimension} and {key.InputDimension}.", nameof(key));
         }
 
         (Query, Key) = (query, key);

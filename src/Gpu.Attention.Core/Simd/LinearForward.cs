@@ -208,6 +208,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     {
         int n = KeyTokens(chunk);
         *keys.Irregular = 0;
+        new Span<float>(keys.DeltaZ + _layout.Features, _layout.FeatureStride - _layout.Features).Clear();
         SimdBlas<TV>.CopyRows(
             n, _problem.Shape.ValueDimension, ValueRow(chain, chunk * Chunk), (nint)_buffers.Value.TokenStride, keys.Values, _layout.ValueStride);
         LinearKeyFeatures(chain, chunk, n, keys.Transposed, scratch);

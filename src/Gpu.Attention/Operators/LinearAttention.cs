@@ -198,6 +198,19 @@ public sealed unsafe class LinearAttention : IDisposable
         }
     }
 
+    // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
+    private FeaturePair Lower(int dimension, float scale)
+    {
+        FeaturePair pair = Features.Lower(dimension, scale);
+        if (Options.Compatibility != ReferenceConvention.Lucidrains || pair.Family == FeatureFamily.Exponential)
+        {
+            return pair;
+        }
+
+        float factor = (float)Math.Pow(dimension, -0.25);
+        return new FeaturePair(pair.Query.ScaleInput(factor), pair.Key.ScaleInput(factor));
+    }
+
     private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState)
     {
         AttentionProblem? known = _problem;
@@ -207,7 +220,7 @@ public sealed unsafe class LinearAttention : IDisposable
         }
 
         float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
-        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Features.Lower(shape.KeyDimension, scale);
+        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape.KeyDimension, scale);
         bool exponential = features.Family == FeatureFamily.Exponential;
         _problem = new AttentionProblem
         {

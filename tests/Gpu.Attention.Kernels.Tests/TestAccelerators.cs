@@ -1,0 +1,60 @@
+using System.Reflection;
+using ILGPU;
+using ILGPU.Runtime;
+using ILGPU.Runtime.CPU;
+using ILGPU.Runtime.OpenCL;
+using Xunit;
+
+namespace Gpu.Attention.Kernels.Tests;
+
+/// <summary>Opens the accelerators that kernels are tested on; skips the test where there is none.</summary>
+internal static class TestAccelerators
+{
+    private static readonly Lazy<Context> OpenCLContext = new(() => Context.Create(builder =>
+        builder.EnableAlgorithms().Optimize(OptimizationLevel.O2).OpenCL(device => AcceleratorList.Refuse(device) is null || TryPatchPocl(device))));
+
+    /// <summary>One simulated multiprocessor whose groups have up to <paramref name="warpSize"/> × <paramref name="warps"/> threads.</summary>
+    public static Accelerator OpenSimulator(int warpSize, int warps) =>
+        new CPUDevice(warpSize, warps, 1).CreateCPUAccelerator(AcceleratorList.Context);
+
+    /// <summary>The first CUDA device.</summary>
+    public static Accelerator OpenCuda()
+    {
+        AcceleratorDescription? device = AcceleratorList.Devices.FirstOrDefault(d => d.Type == AcceleratorType.Cuda);
+        Assert.SkipWhen(device is null, device is null ? $"No CUDA device: {AcceleratorList.WhyNone(AcceleratorType.Cuda)}." : "");
+        Assert.SkipWhen(device!.Refusal is not null, $"{device.Name}: {device.Refusal}");
+        return device.Device.CreateAccelerator(AcceleratorList.Context);
+    }
+
+    /// <summary>The first OpenCL device, be it a GPU or not.</summary>
+    public static Accelerator OpenOpenCL()
+    {
+        // The list first: it lets ILGPU find the loader.
+        IEnumerable<string> found = AcceleratorList.Devices.Where(d => d.Type == AcceleratorType.OpenCL).Select(d => $"{d.Name}: {d.Refusal}");
+        Context.DeviceCollection<CLDevice> devices = OpenCLContext.Value.GetCLDevices();
+        Assert.SkipWhen(devices.Count == 0, string.Join("; ", found.DefaultIfEmpty(AcceleratorList.WhyNone(AcceleratorType.OpenCL))));
+        return devices[0].CreateCLAccelerator(OpenCLContext.Value);
+    }
+
+    /// <summary>
+    /// PoCL before 4.0 lacks the generic address space, but compiles what ILGPU emits at O2 for kernels without atomics: there no pointer is
+    /// generic. It is made to look like a device that has it. A hardware driver that refuses is left alone.
+    /// </summary>
+    private static bool TryPatchPocl(CLDevice device)
+    {
+        if (!device.PlatformName.Contains("Portable Computing Language", StringComparison.Ordinal))
+        {
+            return false;
+        }
+
+        Set(device.Capabilities, nameof(CLCapabilityContext.GenericAddressSpace), true);
+        Set(device, nameof(CLDevice.DeviceVersion), CLDeviceVersion.CL20);
+        return AcceleratorList.Refuse(device) is null;
+    }
+
+    // The setters are not public, and those of a base type are found only on it.
+    private static void Set(object target, string property, object value) =>
+        target.GetType().GetProperty(property)!.DeclaringType!
+            .GetProperty(property, BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)!
+            .SetMethod!.Invoke(target, [value]);
+}

@@ -1,0 +1,39 @@
+using Gpu.Attention.TestKit;
+
+namespace Gpu.Attention.Tests;
+
+/// <summary>Runs alone: what other tests allocate would be counted.</summary>
+[CollectionDefinition(nameof(AllocationTests), DisableParallelization = true)]
+[Collection(nameof(AllocationTests))]
+public sealed class AllocationTests
+{
+    [Theory]
+    [InlineData(false, 8)]
+    [InlineData(true, 8)]
+    [InlineData(true, 1)]
+    [InlineData(false, 1)]
+    public void A_second_call_allocates_nothing(bool causal, int heads)
+    {
+        var shape = new AttentionShape(1, 1000, heads, 16);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1, 0.5);
+        float[] output = new float[shape.OutputElements];
+        using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        using var favor = new LinearAttention(
+            device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(32, 16, 1)), new LinearAttentionOptions { Causal = causal });
+        using var elu = new LinearAttention(device, FeatureMap.EluPlusOne, new LinearAttentionOptions { Causal = causal });
+        using var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = causal });
+
+        // The runtime allocates at times of its own (a method compiled again, a thread of the pool): the least of several rounds counts.
+        long least = long.MaxValue;
+        for (int round = 0; round < 20 && least > 0; round++)
+        {
+            long before = GC.GetTotalAllocatedBytes(precise: true);
+            favor.Forward(shape, q, k, v, output);
+            elu.Forward(shape, q, k, v, output);
+            softmax.Forward(shape, q, k, v, output);
+            least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
+        }
+
+        Assert.Equal(0, least);
+    }
+}

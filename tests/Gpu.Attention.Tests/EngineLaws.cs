@@ -1,0 +1,426 @@
+using Gpu.Attention.TestKit;
+
+namespace Gpu.Attention.Tests;
+
+/// <summary>What holds for every engine. A class for each engine says which.</summary>
+public abstract class EngineLaws
+{
+    private protected const int Cases = 40;
+
+    public static TheoryData<string, bool> MapsAndDirections =>
+        [.. from map in Maps.Names from causal in new[] { false, true } select (map, causal)];
+
+    public static TheoryData<int, int, int, int> OddSizes =>
+        [.. from length in new[] { 1, 63, 65, 100, 1000 }
+            from dimensions in new[] { (13, 60), (60, 13), (100, 64) }
+            from heads in new[] { 1, 3 }
+            select (length, dimensions.Item1, dimensions.Item2, heads)];
+
+    private protected abstract IAttentionEngine Engine { get; }
+
+    /// <summary>The same engine with other numbers of threads, whose bits must be the same.</summary>
+    private protected abstract IEnumerable<IAttentionEngine> OtherDegrees { get; }
+
+    [Theory]
+    [MemberData(nameof(MapsAndDirections))]
+    public void Errs_no_more_than_twice_plain_float32(string map, bool causal) =>
+        Law.ForAll(Cases, seed: 1000, random => (Shape: Shapes.Next(random, causal), Seed: random.NextWord(), Normalize: random.NextBool()), sample =>
+        {
+            AttentionProblem problem = Maps.Problem(map, sample.Shape, causal, sample.Normalize);
+            (float[] q, float[] k, float[] v) = Inputs(map, sample.Shape, sample.Seed);
+            Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+        });
+
+    [Theory]
+    [MemberData(nameof(OddSizes))]
+    public void Errs_no_more_than_twice_plain_float32_at_odd_sizes(int length, int dimension, int valueDimension, int heads)
+    {
+        var shape = new AttentionShape(1, length, length, heads, heads, dimension, valueDimension);
+        foreach (string map in new[] { "favor+", "elu" })
+        {
+            AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 5, std: 0.7);
+            Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+        }
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void Exact_attention_errs_no_more_than_twice_plain_float32(bool causal) =>
+        Law.ForAll(Cases, seed: 2000, random => (Shape: Shapes.Next(random, causal, maxLength: 300), Seed: random.NextWord(), Std: random.Choose(0.3, 1, 5)), sample =>
+        {
+            var problem = new AttentionProblem { Shape = sample.Shape, Causal = causal, Scale = 1 / MathF.Sqrt(sample.Shape.KeyDimension) };
+            (float[] q, float[] k, float[] v) = TestData.Inputs(sample.Shape, sample.Seed, sample.Std);
+            Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+        });
+
+    [Theory]
+    [InlineData(500)]
+    [InlineData(1000)]
+    public void Exact_attention_over_many_blocks_agrees_with_the_oracle(int length)
+    {
+        foreach (bool causal in new[] { false, true })
+        {
+            var shape = new AttentionShape(1, length, length, 2, 1, 24, 40);
+            var problem = new AttentionProblem { Shape = shape, Causal = causal, Scale = -0.7f };
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 8);
+            Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+        }
+    }
+
+    // Log features that rise by hundreds within a chunk, and ones so low that their exponentials would all vanish.
+    [Theory]
+    [InlineData("favor+", 3)]
+    [InlineData("favor+", 8)]
+    [InlineData("favor+", 30)]
+    [InlineData("favor+hyperbolic", 8)]
+    [InlineData("general exponential", 8)]
+    public void Large_norms_neither_overflow_nor_vanish(string map, double std) =>
+        Law.ForAll(10, seed: 3000, random => (Causal: random.NextBool(), Length: random.NextLength(200), Seed: random.NextWord()), sample =>
+        {
+            var shape = new AttentionShape(1, sample.Length, 2, 16);
+            AttentionProblem problem = Maps.Problem(map, shape, sample.Causal);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed, std);
+            for (int token = 0; token < sample.Length; token++)
+            {
+                // From short keys to long and back, so that a chunk starts at either end of the range.
+                float size = MathF.Pow(MathF.Abs(MathF.Sin(token * 0.37f)), 3);
+                for (int i = 0; i < 2 * 16; i++)
+                {
+                    k[(token * 2 * 16) + i] *= size;
+                }
+            }
+
+            float[] actual = EngineRun.Forward(Engine, problem, q, k, v);
+            Assert.All(actual, x => Assert.True(float.IsFinite(x)));
+            Tolerance.Require(problem, q, k, v, actual);
+        });
+
+    [Theory]
+    [MemberData(nameof(MapsAndDirections))]
+    public void Equal_values_come_out_as_they_are(string map, bool causal)
+    {
+        if (map == "identity")
+        {
+            return; // Rows of any sign have no weights to speak of; TestData makes them positive elsewhere.
+        }
+
+        var shape = new AttentionShape(2, 150, 3, 20);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, _) = TestData.Inputs(shape, 3, 0.8);
+        float[] ones = [.. Enumerable.Repeat(1f, (int)shape.ValueElements)];
+        Assert.All(EngineRun.Forward(Engine, problem, q, k, ones), x => Assert.Equal(1, x, 2e-6));
+    }
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("softplus")]
+    public void Unit_values_give_weights_that_are_not_negative_and_sum_to_one(string map)
+    {
+        const int Length = 90;
+        foreach (bool causal in new[] { false, true })
+        {
+            var shape = new AttentionShape(1, Length, Length, 1, 1, 20, Length);
+            AttentionProblem problem = Maps.Problem(map, shape, causal);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 4);
+            Array.Clear(v);
+            for (int i = 0; i < Length; i++)
+            {
+                v[(i * Length) + i] = 1;
+            }
+
+            float[] weights = EngineRun.Forward(Engine, problem, q, k, v);
+            for (int row = 0; row < Length; row++)
+            {
+                ReadOnlySpan<float> of = weights.AsSpan(row * Length, Length);
+                Assert.Equal(1.0, of.ToArray().Sum(x => (double)x), 1e-5);
+                Assert.True(of.IndexOfAnyExceptInRange(0, 1.00001f) < 0);
+                Assert.True(!causal || of[(row + 1)..].IndexOfAnyExcept(0) < 0, "a causal row has weight on a later key");
+            }
+        }
+    }
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("relu projected")]
+    [InlineData("general exponential")]
+    [InlineData("softmax")]
+    public void No_bit_of_a_causal_output_depends_on_a_later_token(string map) =>
+        Law.ForAll(Cases, seed: 5000, random => (Length: random.Next(2, 150), Seed: random.NextWord(), At: random.NextDouble(), Kind: random.Next(0, 3)), sample =>
+        {
+            var shape = new AttentionShape(1, sample.Length, sample.Length, 2, 1, 16, 20);
+            AttentionProblem problem = map == "softmax"
+                ? new AttentionProblem { Shape = shape, Causal = true, Scale = 0.25f }
+                : Maps.Problem(map, shape, causal: true);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed);
+            float[] before = EngineRun.Forward(Engine, problem, q, k, v);
+            int changed = 1 + (int)(sample.At * (sample.Length - 1));
+            float replacement = sample.Kind switch { 0 => float.NaN, 1 => float.PositiveInfinity, 2 => 25, _ => -1e-3f };
+            q.AsSpan(changed * 2 * 16).Fill(replacement);
+            k.AsSpan(changed * 16).Fill(replacement);
+            v.AsSpan(changed * 20).Fill(replacement);
+            float[] after = EngineRun.Forward(Engine, problem, q, k, v);
+            RequireSameBits(before.AsSpan(0, changed * 2 * 20), after.AsSpan(0, changed * 2 * 20));
+        });
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("softmax")]
+    public void Bits_depend_neither_on_threads_nor_on_neighbours(string map) =>
+        Law.ForAll(12, seed: 6000, random => (Shape: Shapes.Next(random, causal: true, maxLength: 1400, maxDimension: 24), Causal: random.NextBool(), Seed: random.NextWord()), sample =>
+        {
+            AttentionShape shape = sample.Shape;
+            AttentionProblem problem = map == "softmax"
+                ? new AttentionProblem { Shape = shape, Causal = sample.Causal }
+                : Maps.Problem(map, shape, sample.Causal);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed, 2.5);
+            float[] expected = EngineRun.Forward(Engine, problem, q, k, v);
+            foreach (IAttentionEngine other in OtherDegrees)
+            {
+                RequireSameBits(expected, EngineRun.Forward(other, problem, q, k, v));
+            }
+
+            for (int b = 0; b < shape.Batch; b++)
+            {
+                AttentionProblem alone = problem with
+                {
+                    Shape = new AttentionShape(1, shape.QueryLength, shape.KeyLength, shape.Heads, shape.KeyHeads, shape.KeyDimension, shape.ValueDimension),
+                };
+                float[] row = EngineRun.Forward(
+                    Engine, alone, Part(q, b, shape.Batch), Part(k, b, shape.Batch), Part(v, b, shape.Batch));
+                RequireSameBits(Part(expected, b, shape.Batch), row);
+            }
+        });
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("general exponential")]
+    public void Permuting_keys_and_values_changes_nothing_but_rounding(string map)
+    {
+        var shape = new AttentionShape(1, 70, 130, 2, 2, 12, 9);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: false);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 31);
+        float[] k2 = new float[k.Length];
+        float[] v2 = new float[v.Length];
+        for (int j = 0; j < 130; j++)
+        {
+            int to = j * 37 % 130;
+            k.AsSpan(j * 24, 24).CopyTo(k2.AsSpan(to * 24));
+            v.AsSpan(j * 18, 18).CopyTo(v2.AsSpan(to * 18));
+        }
+
+        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k2, v2));
+    }
+
+    [Fact]
+    public void Scaling_every_key_feature_changes_nothing()
+    {
+        var shape = new AttentionShape(1, 140, 2, 16);
+        AttentionProblem problem = Maps.Problem("relu", shape, causal: true);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 32);
+        float[] doubled = [.. k.Select(x => 4 * x)];
+        RequireSameBits(EngineRun.Forward(Engine, problem, q, k, v), EngineRun.Forward(Engine, problem, q, doubled, v));
+    }
+
+    [Theory]
+    [MemberData(nameof(MapsAndDirections))]
+    public void A_sequence_in_pieces_with_carried_state_is_the_sequence_in_one(string map, bool causal) =>
+        Law.ForAll(10, seed: 7000, random => (Length: random.Next(1, 200), Seed: random.NextWord(), Cuts: random.Next(1, 4)), sample =>
+        {
+            var shape = new AttentionShape(2, sample.Length, sample.Length, 4, 2, 12, 10);
+            AttentionProblem problem = Maps.Problem(map, shape, causal);
+            (float[] q, float[] k, float[] v) = Inputs(map, shape, sample.Seed);
+            AttentionState whole = EngineRun.State(problem);
+            float[] expected = EngineRun.Forward(Engine, problem, q, k, v, null, whole);
+            Tolerance.Require(problem, q, k, v, expected);
+
+            AttentionState carried = EngineRun.State(problem);
+            float[] pieced = new float[expected.Length];
+            int piece = (sample.Length + sample.Cuts - 1) / sample.Cuts;
+            for (int start = 0; start < sample.Length; start += piece)
+            {
+                int n = Math.Min(piece, sample.Length - start);
+                AttentionProblem part = problem with { Shape = new AttentionShape(2, n, n, 4, 2, 12, 10) };
+                float[] output = EngineRun.Forward(
+                    Engine, part, Tokens(q, 48, start, n), Tokens(k, 24, start, n), Tokens(v, 20, start, n), carried, carried);
+                for (int b = 0; b < 2; b++)
+                {
+                    output.AsSpan(b * n * 40, n * 40).CopyTo(pieced.AsSpan(((b * sample.Length) + start) * 40));
+                }
+            }
+
+            RequireSameState(whole, carried);
+            if (causal)
+            {
+                Tolerance.Require(problem, q, k, v, pieced);
+            }
+
+            float[] Tokens(float[] tensor, int row, int start, int n) =>
+                [.. Enumerable.Range(0, 2).SelectMany(b => tensor.AsSpan(((b * sample.Length) + start) * row, n * row).ToArray())];
+        });
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    public void The_final_state_is_the_recurrence_s(string map)
+    {
+        var shape = new AttentionShape(1, 0, 150, 2, 2, 12, 10);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: false);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 33);
+        AttentionState actual = EngineRun.State(problem);
+        EngineRun.Forward(Engine, problem, q, k, v, null, actual);
+        ReferenceState expected = ReferenceAttention.Recurrent(
+            new AttentionShape(1, 150, 150, 2, 2, 12, 10), Oracles.Kernel(problem), new float[150 * 24], k, v, new ReferenceOptions { Causal = true }).State;
+        for (int row = 0; row < actual.Normalizers.Length; row++)
+        {
+            double scale = actual.LogScale.IsEmpty ? 1 : Math.Exp(actual.LogScale[row]);
+            double reference = actual.LogScale.IsEmpty ? 1 : Math.Exp(expected.LogScale[row]);
+            Assert.Equal(expected.Normalizers[row] * reference, actual.Normalizers[row] * scale, 1e-4 * expected.Normalizers[row] * reference);
+            for (int i = 0; i < 10; i++)
+            {
+                double s = expected.Sums[(row * 10) + i] * reference;
+                Assert.Equal(s, actual.Sums[(row * 10) + i] * scale, 1e-4 * expected.Normalizers[row] * reference);
+            }
+
+            if (!actual.LogScale.IsEmpty)
+            {
+                Assert.Equal(expected.LogScale[row], actual.LogScale[row], 1e-5);
+                Assert.True(actual.Normalizers[row] >= 0.99999f, "the largest key of a feature counts as one");
+            }
+        }
+    }
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    public void Merged_states_of_two_halves_read_as_the_whole(string map)
+    {
+        var shape = new AttentionShape(1, 20, 120, 2, 2, 12, 10);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: false);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 34);
+        AttentionState first = EngineRun.State(problem);
+        AttentionState second = EngineRun.State(problem);
+        AttentionProblem half = problem with { Shape = new AttentionShape(1, 0, 60, 2, 2, 12, 10) };
+        EngineRun.Forward(Engine, half, [], k[..(60 * 24)], v[..(60 * 20)], null, first);
+        EngineRun.Forward(Engine, half, [], k[(60 * 24)..], v[(60 * 20)..], null, second);
+        first.Merge(second);
+        AttentionProblem read = problem with { Shape = new AttentionShape(1, 20, 0, 2, 2, 12, 10) };
+        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, read, q, [], [], first));
+    }
+
+    [Fact]
+    public void Append_and_read_are_the_two_halves_of_a_bidirectional_pass()
+    {
+        var shape = new AttentionShape(2, 20, 90, 2, 1, 12, 10);
+        AttentionProblem problem = Maps.Problem("favor+", shape, causal: false);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 36);
+        float[] expected = EngineRun.Forward(Engine, problem, q, k, v);
+        AttentionState state = EngineRun.State(problem);
+        EngineRun.Append(Engine, problem, k, v, state);
+        Tolerance.Require(problem, q, k, v, EngineRun.Read(Engine, problem, q, state));
+        Tolerance.Require(problem, q, k, v, expected);
+    }
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("softmax")]
+    public void A_row_that_sees_nothing_is_zero(string map)
+    {
+        var shape = new AttentionShape(1, 5, 0, 2, 2, 12, 10);
+        AttentionProblem problem = map == "softmax" ? new AttentionProblem { Shape = shape } : Maps.Problem(map, shape, causal: false);
+        Assert.All(EngineRun.Forward(Engine, problem, TestData.Normal(1, 120), [], []), x => Assert.Equal(0, x));
+    }
+
+    [Fact]
+    public void A_nan_key_reaches_every_row_that_sees_it()
+    {
+        var shape = new AttentionShape(1, 100, 1, 16);
+        foreach (string map in new[] { "favor+", "elu", "relu", "softplus" })
+        {
+            AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 35);
+            k.AsSpan(50 * 16, 16).Fill(float.NaN);
+            float[] actual = EngineRun.Forward(Engine, problem, q, k, v);
+            Assert.All(actual[..(50 * 16)], x => Assert.True(float.IsFinite(x)));
+            Assert.All(actual[(50 * 16)..], x => Assert.True(float.IsNaN(x), map));
+        }
+    }
+
+    [Fact]
+    public void What_is_not_there_yet_is_refused_with_a_reason()
+    {
+        AttentionProblem problem = Maps.Problem("favor+", new AttentionShape(1, 4, 1, 8), causal: true);
+        foreach (AttentionProblem refused in new[]
+        {
+            problem with { HasKeyMask = true },
+            problem with { PackedSequences = 2 },
+            problem with { Storage = ElementType.Half },
+            problem with { Shape = new AttentionShape(1, 4, 5, 1, 1, 8, 8) },
+            problem with { Convention = ReferenceConvention.Jax, WantsFinalState = true },
+        })
+        {
+            EngineSupport support = Engine.Supports(refused);
+            Assert.False(support.IsSupported);
+            Assert.NotEmpty(support.Reason);
+            var thrown = Assert.Throws<NotSupportedException>(() => Engine.Forward(refused, default));
+            Assert.Contains(support.Reason, thrown.Message, StringComparison.Ordinal);
+        }
+
+        Assert.Throws<NotSupportedException>(() => Engine.Backward(problem, default, default));
+    }
+
+    private protected static (float[] Query, float[] Key, float[] Value) Inputs(string map, AttentionShape shape, ulong seed)
+    {
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, seed);
+        return Maps.NeedsPositiveRows(map)
+            ? (Array.ConvertAll(q, MathF.Abs), Array.ConvertAll(k, MathF.Abs), v)
+            : (q, k, v);
+    }
+
+    private static float[] Part(float[] tensor, int index, int parts) =>
+        tensor[(tensor.Length / parts * index)..(tensor.Length / parts * (index + 1))];
+
+    private static void RequireSameBits(ReadOnlySpan<float> expected, ReadOnlySpan<float> actual)
+    {
+        Assert.Equal(expected.Length, actual.Length);
+        for (int i = 0; i < expected.Length; i++)
+        {
+            if (BitConverter.SingleToInt32Bits(expected[i]) != BitConverter.SingleToInt32Bits(actual[i]))
+            {
+                Assert.Fail($"element {i} of {expected.Length} changed from {expected[i]:g9} to {actual[i]:g9}");
+            }
+        }
+    }
+
+    private static void RequireSameState(AttentionState expected, AttentionState actual)
+    {
+        for (int row = 0; row < expected.Normalizers.Length; row++)
+        {
+            if (!expected.LogScale.IsEmpty)
+            {
+                Assert.Equal(expected.LogScale[row], actual.LogScale[row], 1e-6f * (1 + MathF.Abs(expected.LogScale[row])));
+            }
+
+            Assert.Equal(expected.Normalizers[row], actual.Normalizers[row], 1e-5f * (1e-6f + MathF.Abs(expected.Normalizers[row])));
+            for (int i = 0; i < expected.ValueDimension; i++)
+            {
+                int at = (row * expected.ValueDimension) + i;
+                Assert.Equal(expected.Sums[at], actual.Sums[at], 1e-5f * (1e-6f + expected.Normalizers[row]) * 4);
+            }
+        }
+    }
+}
+
+/// <summary>The laws on the host engine.</summary>
+public sealed class HostEngineTests : EngineLaws
+{
+    private protected override IAttentionEngine Engine { get; } = new SimdEngine();
+
+    private protected override IEnumerable<IAttentionEngine> OtherDegrees { get; } = [new SimdEngine(1), new SimdEngine(3), new SimdEngine(7)];
+}

@@ -1,0 +1,63 @@
+namespace Gpu.Attention.Tests;
+
+/// <summary>The feature maps that every law is held at, by name.</summary>
+internal static class Maps
+{
+    public static readonly string[] Names =
+        ["favor+", "favor+ iid", "favor+hyperbolic", "elu", "relu", "relu projected", "identity", "softplus", "general exponential", "general direct"];
+
+    public static FeatureMap Create(string name, int dimension) => name switch
+    {
+        "favor+" => FeatureMap.FavorPlus(RandomProjection.Orthogonal(37, dimension, seed: 11)),
+        "favor+ iid" => FeatureMap.FavorPlus(RandomProjection.Gaussian(64, dimension, seed: 12)),
+        "favor+hyperbolic" => FeatureMap.FavorPlusHyperbolic(RandomProjection.Orthogonal(20, dimension, seed: 13, RowLength.SqrtDimension)),
+        "elu" => FeatureMap.EluPlusOne,
+        "relu" => FeatureMap.Relu(),
+        "relu projected" => FeatureMap.Relu(RandomProjection.Orthogonal(50, dimension, seed: 14)),
+        "identity" => FeatureMap.Identity,
+        "softplus" => FeatureMap.FromFunction("softplus", x => MathF.Log(1 + MathF.Exp(x))),
+        "general exponential" => new GeneralMap(FeatureActivation.Exp),
+        "general direct" => new GeneralMap(FeatureActivation.Relu),
+        _ => throw new ArgumentOutOfRangeException(nameof(name), name, null),
+    };
+
+    /// <summary>Identity features of non-negative rows are a kernel; of any rows they are not.</summary>
+    public static bool NeedsPositiveRows(string name) => name == "identity";
+
+    /// <summary>A problem as the operator poses it.</summary>
+    public static AttentionProblem Problem(string name, AttentionShape shape, bool causal, bool normalize = true)
+    {
+        FeatureMap map = Create(name, shape.KeyDimension);
+        float scale = map.DefaultScale(shape.KeyDimension);
+        FeaturePair features = map.Lower(shape.KeyDimension, scale);
+        return new AttentionProblem
+        {
+            Shape = shape,
+            Features = features,
+            Causal = causal,
+            Normalize = normalize,
+            Scale = normalize || features.Family == FeatureFamily.Exponential ? 1 : scale,
+        };
+    }
+
+    /// <summary>Every part of the normal form at once, different for queries and keys.</summary>
+    private sealed class GeneralMap(FeatureActivation activation) : FeatureMap("general")
+    {
+        public override FeaturePair Lower(int dimension, float scale) => new(Form(dimension, 21), Form(dimension, 22));
+
+        private FeatureForm Form(int dimension, ulong seed) => new()
+        {
+            InputDimension = dimension,
+            FeatureDimension = 29,
+            Activation = activation,
+            Projection = RandomProjection.Gaussian(29, dimension, seed).Matrix.ToArray(),
+            PreMatrix = RandomProjection.Orthogonal(dimension, dimension, seed + 10, RowLength.SqrtDimension).Matrix.ToArray()
+                .Select(x => x / MathF.Sqrt(dimension)).ToArray(),
+            PreOffset = [.. Enumerable.Range(0, dimension).Select(i => 0.1f * (i % 3))],
+            // Direct features are kept well above zero: next to it their relative error is the argument's, and says nothing of an engine.
+            Offset = [.. Enumerable.Range(0, 29).Select(i => (activation == FeatureActivation.Exp ? 0 : 4) + (0.05f * (i % 7)))],
+            NormCoefficient = activation == FeatureActivation.Exp ? 0.4f : 0.01f,
+            Linear = [.. Enumerable.Range(0, dimension).Select(i => 0.2f * ((i % 5) - 2))],
+        };
+    }
+}

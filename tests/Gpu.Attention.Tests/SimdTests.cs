@@ -1,0 +1,215 @@
+using System.Runtime.Intrinsics;
+using Gpu.Attention.TestKit;
+
+namespace Gpu.Attention.Tests;
+
+/// <summary>The engine's building blocks, at every vector width that the machine has.</summary>
+public sealed unsafe class SimdTests
+{
+    [Fact]
+    public void The_micro_kernel_multiplies_matrices_of_any_size() => AtEveryWidth<MicroKernelCheck>();
+
+    [Fact]
+    public void The_causal_product_reads_nothing_beyond_its_diagonal() => AtEveryWidth<CausalProductCheck>();
+
+    [Fact]
+    public void Transposition_writes_columns_and_clears_up_to_whole_vectors() => AtEveryWidth<TransposeCheck>();
+
+    [Fact]
+    public void Exp_errs_by_little_more_than_a_unit_in_the_last_place() => AtEveryWidth<ExpCheck>();
+
+    [Fact]
+    public void A_loop_runs_every_item_once_and_hands_on_a_failure()
+    {
+        using var loop = new ParallelLoop(4);
+        var body = new Counting(loop.Degree);
+        for (int repeat = 0; repeat < 200; repeat++)
+        {
+            int[] counts = body.Reset(repeat % 37);
+            loop.Run(body, counts.Length);
+            Assert.All(counts, count => Assert.Equal(1, count));
+        }
+
+        body.Reset(100)[40] = -1000;
+        Assert.Throws<InvalidOperationException>(() => loop.Run(body, 100));
+        int[] after = body.Reset(64);
+        loop.Run(body, 64);
+        Assert.All(after, count => Assert.Equal(1, count));
+    }
+
+    private static void AtEveryWidth<TCheck>()
+        where TCheck : ICheck
+    {
+        TCheck.Run<V32>();
+        if (Vector128.IsHardwareAccelerated)
+        {
+            TCheck.Run<V128>();
+        }
+
+        if (Vector256.IsHardwareAccelerated)
+        {
+            TCheck.Run<V256>();
+        }
+
+        if (Vector512.IsHardwareAccelerated)
+        {
+            TCheck.Run<V512>();
+        }
+    }
+
+    private interface ICheck
+    {
+        static abstract void Run<TV>()
+            where TV : struct, ISimdVector<TV>;
+    }
+
+    private sealed class MicroKernelCheck : ICheck
+    {
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV> =>
+            Law.ForAll(60, 1, random => (M: random.Next(0, 20), N: random.Next(1, 9) * TV.Count, K: random.NextLength(80), Add: random.NextBool(), Seed: random.NextWord()), s =>
+            {
+                float[] a = TestData.Normal(s.Seed, Math.Max(1, s.M * s.K));
+                float[] b = TestData.Normal(s.Seed + 1, Math.Max(1, s.K * s.N));
+                float[] c = TestData.Normal(s.Seed + 2, Math.Max(1, s.M * s.N));
+                using var result = new PoisonedBuffer(c, misalignment: 1);
+                if (!s.Add)
+                {
+                    result.Span.Fill(float.NaN);
+                }
+
+                fixed (float* pa = a)
+                fixed (float* pb = b)
+                {
+                    MicroKernel<TV>.Multiply(s.M, s.N, s.K, pa, s.K, pb, s.N, result.Address, s.N, s.Add);
+                }
+
+                result.RequireGuardsIntact();
+                for (int i = 0; i < s.M * s.N; i++)
+                {
+                    double sum = s.Add ? c[i] : 0;
+                    double size = Math.Abs(sum);
+                    for (int k = 0; k < s.K; k++)
+                    {
+                        double term = (double)a[(i / s.N * s.K) + k] * b[(k * s.N) + (i % s.N)];
+                        sum += term;
+                        size += Math.Abs(term);
+                    }
+
+                    Assert.Equal(sum, result.Span[i], 1e-6 * (size + 1e-30));
+                }
+            });
+    }
+
+    private sealed class CausalProductCheck : ICheck
+    {
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV> =>
+            Law.ForAll(60, 1, random => (Rows: random.Next(1, 20), Columns: random.Next(1, 64), Diagonal: random.Next(-20, 70), Seed: random.NextWord()), s =>
+            {
+                int n = 2 * TV.Count;
+                float[] p = TestData.Normal(s.Seed, s.Rows * 64);
+                float[] v = TestData.Normal(s.Seed + 1, s.Columns * n);
+                float[] expected = new float[s.Rows * n];
+                int last = Math.Min(s.Columns - 1, s.Rows - 1 + s.Diagonal);
+                v.AsSpan((Math.Max(last, -1) + 1) * n).Fill(float.NaN);
+                for (int i = 0; i < s.Rows; i++)
+                {
+                    for (int j = 0; j < s.Columns && j <= i + s.Diagonal; j++)
+                    {
+                        for (int c = 0; c < n; c++)
+                        {
+                            expected[(i * n) + c] += p[(i * 64) + j] * v[(j * n) + c];
+                        }
+                    }
+                }
+
+                float[] actual = new float[s.Rows * n];
+                fixed (float* pp = p)
+                fixed (float* pv = v)
+                fixed (float* po = actual)
+                {
+                    SimdBlas<TV>.AddCausalProduct(s.Rows, s.Diagonal, s.Columns, pp, 64, pv, n, n, po, n);
+                }
+
+                Assert.All(Enumerable.Range(0, actual.Length), i => Assert.Equal(expected[i], actual[i], 1e-4f));
+            });
+    }
+
+    private sealed class TransposeCheck : ICheck
+    {
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV> =>
+            Law.ForAll(40, 1, random => (Rows: random.Next(1, 64), Width: random.Next(1, 30), Seed: random.NextWord()), s =>
+            {
+                float[] source = TestData.Normal(s.Seed, s.Rows * 31);
+                using var target = new PoisonedBuffer(s.Width * 64);
+                fixed (float* x = source)
+                {
+                    SimdBlas<TV>.Transpose(s.Rows, s.Width, x, 31, target.Address, 64);
+                }
+
+                target.RequireGuardsIntact();
+                for (int column = 0; column < s.Width; column++)
+                {
+                    for (int row = 0; row < PackedForm<TV>.RoundUp(s.Rows); row++)
+                    {
+                        Assert.Equal(row < s.Rows ? source[(row * 31) + column] : 0, target.Span[(column * 64) + row]);
+                    }
+                }
+            });
+    }
+
+    private sealed class ExpCheck : ICheck
+    {
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV>
+        {
+            float* lanes = stackalloc float[64];
+            (double Units, float At) worst = default;
+            for (float x = -87.3f; x < 88.3f; x += 0.0031f)
+            {
+                double expected = Math.Exp(x);
+                double unit = (double)MathF.BitIncrement((float)expected) - (float)expected;
+                double units = Math.Abs(Of(x) - expected) / unit;
+                worst = units > worst.Units ? (units, x) : worst;
+            }
+
+            Assert.True(worst.Units < 1.2, $"{typeof(TV).Name}: {worst.Units} units in the last place at {worst.At}");
+            Assert.Equal(1, Of(0));
+            Assert.Equal(0, Of(float.NegativeInfinity));
+            Assert.Equal(0, Of(-88));
+            Assert.Equal(0, Of(-1e30f));
+            Assert.Equal(float.PositiveInfinity, Of(89));
+            Assert.Equal(float.PositiveInfinity, Of(float.PositiveInfinity));
+            Assert.True(float.IsNaN(Of(float.NaN)));
+
+            float Of(float x)
+            {
+                TV.Store(SimdExp.Exp(TV.Broadcast(x)), lanes);
+                return lanes[0];
+            }
+        }
+    }
+
+    private sealed class Counting(int slots) : IParallelBody
+    {
+        private readonly int[] _busy = new int[slots];
+        private int[] _counts = [];
+
+        public int[] Reset(int count) => _counts = new int[count];
+
+        public void Run(int item, int slot)
+        {
+            if (Interlocked.Exchange(ref _busy[slot], 1) != 0 || _counts[item] < 0)
+            {
+                Volatile.Write(ref _busy[slot], 0);
+                throw new InvalidOperationException("two items ran in one slot, or this one was to fail");
+            }
+
+            Interlocked.Increment(ref _counts[item]);
+            Thread.SpinWait(20);
+            Volatile.Write(ref _busy[slot], 0);
+        }
+    }
+}
