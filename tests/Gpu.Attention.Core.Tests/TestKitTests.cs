@@ -47,6 +47,29 @@ public class TestKitTests
     }
 
     [Fact]
+    public void Tolerance_HoldsTheMeanAndTheLargestErrorEach()
+    {
+        double[] oracle = new double[10_000];
+        float[] everywhere = new float[oracle.Length];
+        Array.Fill(everywhere, 1);
+        float[] once = With(new float[oracle.Length], 3, 100);
+        double[] rounding = new double[oracle.Length];
+        void Check(float[] actual, float[] plain) => Tolerance.Require(actual, oracle, plain, plain, rounding, Tolerance.Outputs);
+
+        Check(Array.ConvertAll(everywhere, e => 2 * e), everywhere);
+        Assert.Throws<VerificationException>(() => Check(With(new float[oracle.Length], 9, 2.1f), everywhere));
+        Assert.Throws<VerificationException>(() => Check(Array.ConvertAll(everywhere, e => 2.1f * e), once));
+
+        // The oracle's own infinities and NaN are right answers.
+        oracle[0] = double.NaN;
+        oracle[1] = double.PositiveInfinity;
+        float[] same = With(With(new float[oracle.Length], 0, float.NaN), 1, float.PositiveInfinity);
+        Check(same, same);
+        Assert.Throws<VerificationException>(() => Check(With(same, 0, 0), same));
+        Assert.Throws<VerificationException>(() => Check(With(same, 1, float.NegativeInfinity), same));
+    }
+
+    [Fact]
     public void Tolerance_Message_HasBothErrors()
     {
         AttentionProblem problem = Problems(causal: true, normalize: true)[0];

@@ -6,8 +6,10 @@ namespace Gpu.Attention.TestKit;
 /// The output when they run from the last to the first. Both, because one order is sometimes right by luck, above all in small problems.
 /// </param>
 /// <param name="Rounding">
-/// For each output what rounding alone may amount to: <c>u Σ_j w_ij |v_j| (4 + |l_ij|)</c>, u = 2⁻²⁴. Four roundings are those of a product, a sum, a quotient and
-/// the result; and a log weight made of log features of size <c>|l_ij| = |l(q_i)| + |l(k_j)|</c> can't be held more exactly than <c>u |l_ij|</c>.
+/// For each output what rounding alone may amount to: <c>u Σ_j w_ij |v_j| (4 + √r + |l_ij|)</c>, u = 2⁻²⁴. Four roundings are those of a product, a sum, a quotient
+/// and the result. A factored form sums over r features in the numerator and in the normaliser apart, each sum erring like a random walk of r steps, where
+/// this implementation's weights cancel exactly if there is one key. And a log weight made of log features of size <c>|l_ij| = |l(q_i)| + |l(k_j)|</c> can't be held
+/// more exactly than <c>u |l_ij|</c>.
 /// </param>
 public sealed record PlainResult(float[] Forward, float[] Backward, double[] Rounding);
 
@@ -118,6 +120,7 @@ public static class PlainAttention
         }
 
         float factor = RowFactor(problem, query, denominator, shift);
+        double roundings = 4 + Math.Sqrt(problem.Features?.FeatureDimension ?? 0);
         for (int i = 0; i < output.Length; i++)
         {
             float sum = 0;
@@ -128,7 +131,7 @@ public static class PlainAttention
                 if (visible[j])
                 {
                     sum += weights[j] * values[j][i];
-                    terms += Math.Abs((double)weights[j] * values[j][i]) * (4 + magnitudes[j]);
+                    terms += Math.Abs((double)weights[j] * values[j][i]) * (roundings + magnitudes[j]);
                 }
             }
 

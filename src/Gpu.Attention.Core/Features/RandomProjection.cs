@@ -90,7 +90,7 @@ public sealed class RandomProjection : IEquatable<RandomProjection>
     /// <para>Choromanski et al., "Rethinking Attention with Performers" (2020), section 2.4. The blocks are the Q of a QR decomposition with
     /// a positive diagonal of R, without which Q is not Haar-distributed and the estimates are biased: Mezzadri, "How to generate random
     /// matrices from the classical compact groups" (2007).</para>
-    /// <para>Costs about <c>8/3·d³</c> operations in float64 for a block of d rows, and <c>8·d²</c> bytes for each block in work; blocks run in
+    /// <para>Costs about <c>8/3·d³</c> operations in float64 for a block of d rows, and <c>16·d²</c> bytes for each block in work; blocks run in
     /// parallel. Milliseconds for a block of d = 128, minutes for one of d = 4096.</para>
     /// </remarks>
     public static RandomProjection Orthogonal(
