@@ -40,9 +40,13 @@ internal sealed class Terminal
     /// <summary>A table of results.</summary>
     public void WriteTable(IReadOnlyList<(string Title, bool IsNumber)> columns, IEnumerable<IReadOnlyList<string>> rows)
     {
-        if (!_isTerminal)
+        List<IReadOnlyList<string>> lines = [[.. columns.Select(c => c.Title)], .. rows];
+        int[] widths = [.. columns.Select((_, i) => lines.Max(line => line[i].Length))];
+        const int Frame = 3;
+        IAnsiConsole? console = _isTerminal ? MakeConsole(_output) : null;
+        if (console is null || widths.Sum(width => width + Frame) + 1 > console.Profile.Width)
         {
-            WritePlain([[.. columns.Select(c => c.Title)], .. rows], [.. columns.Select(c => c.IsNumber)]);
+            WritePlain(lines, widths, [.. columns.Select(c => c.IsNumber)]);
             return;
         }
 
@@ -52,12 +56,12 @@ internal sealed class Terminal
             table.AddColumn(new TableColumn(new Text(title)) { Alignment = isNumber ? Justify.Right : Justify.Left });
         }
 
-        foreach (IReadOnlyList<string> row in rows)
+        foreach (IReadOnlyList<string> line in lines.Skip(1))
         {
-            table.AddRow(row.Select(cell => new Text(cell)));
+            table.AddRow(line.Select(cell => new Text(cell)));
         }
 
-        MakeConsole(_output).Write(table);
+        console.Write(table);
     }
 
     /// <summary>What the user should know although nothing went wrong.</summary>
@@ -78,8 +82,24 @@ internal sealed class Terminal
     }
 
     /// <summary>Runs work under a line that says what is going on; silent when nobody is looking.</summary>
-    public T Busy<T>(string text, Func<T> work) =>
-        _isErrorTerminal ? MakeConsole(_error).Status().Start(Markup.Escape(text), _ => work()) : work();
+    /// <remarks>Nothing moves: what is timed has the machine for itself.</remarks>
+    public T Busy<T>(string text, Func<T> work)
+    {
+        if (!_isErrorTerminal)
+        {
+            return work();
+        }
+
+        _error.Write($"{text} …");
+        try
+        {
+            return work();
+        }
+        finally
+        {
+            _error.Write('\r' + new string(' ', text.Length + 2) + '\r');
+        }
+    }
 
     private static IAnsiConsole MakeConsole(TextWriter writer) => AnsiConsole.Create(new AnsiConsoleSettings
     {
@@ -87,12 +107,11 @@ internal sealed class Terminal
         ColorSystem = string.IsNullOrEmpty(Environment.GetEnvironmentVariable("NO_COLOR")) ? ColorSystemSupport.Detect : ColorSystemSupport.NoColors,
     });
 
-    private void WritePlain(List<IReadOnlyList<string>> rows, bool[] isNumber)
+    private void WritePlain(List<IReadOnlyList<string>> lines, int[] widths, bool[] isNumber)
     {
-        int[] widths = [.. isNumber.Select((_, i) => rows.Max(r => r[i].Length))];
-        foreach (IReadOnlyList<string> row in rows)
+        foreach (IReadOnlyList<string> line in lines)
         {
-            IEnumerable<string> cells = row.Select((cell, i) => isNumber[i] ? cell.PadLeft(widths[i]) : cell.PadRight(widths[i]));
+            IEnumerable<string> cells = line.Select((cell, i) => isNumber[i] ? cell.PadLeft(widths[i]) : cell.PadRight(widths[i]));
             _output.WriteLine(string.Join("  ", cells).TrimEnd());
         }
     }

@@ -27,7 +27,7 @@ public class BenchTests
                 {
                     for (int c = 0; c < Grouped.ValueDimension; c++)
                     {
-                        double expected = reference[((((((batch * Grouped.QueryLength) + row) * Grouped.Heads) + head) * Grouped.ValueDimension) + c)];
+                        double expected = reference[(((((batch * Grouped.QueryLength) + row) * Grouped.Heads) + head) * Grouped.ValueDimension) + c];
                         Assert.Equal(expected, right[row][c], 1e-12);
                         Assert.Equal(expected, plain[row][c], 1e-5);
                         Assert.InRange(rounding[row][c], 0, 1e-5);
@@ -51,6 +51,30 @@ public class BenchTests
         Assert.Equal(1e-4, wrong.MaxAbsError, 1e-6);
         output[^1] = float.NaN;
         Assert.False(Gate.Check(problem, output).Passed);
+    }
+
+    [Fact]
+    public void Measurement_OfWhatIsWrong_RefusesToTime()
+    {
+        var problem = new BenchCase(FeatureKind.Elu, Grouped, numFeatures: 24, causal: false);
+        int calls = 0;
+        BenchResult result = Measurement.Run(problem, () => calls++, new float[Grouped.OutputElements], repeats: 3, CancellationToken.None);
+        Assert.Equal(1, calls);
+        Assert.False(result.Passed);
+        Assert.Contains("RMS ratio 1", result.Refusal);
+        Assert.Null(result.Ms);
+        Assert.Null(result.Gflops);
+    }
+
+    [Fact]
+    public void Measurement_OfWhatIsRight_TakesTheMedianOfTheRepeats()
+    {
+        var problem = new BenchCase(FeatureKind.Elu, Grouped, numFeatures: 24, causal: false);
+        float[] output = Array.ConvertAll(Reference(problem), x => (float)x);
+        BenchResult result = Measurement.Run(problem, () => Thread.Sleep(20), output, repeats: 4, CancellationToken.None);
+        Assert.Equal((true, 4), (result.Passed, result.Repeats));
+        Assert.InRange(result.Ms!.Value, 19, 500);
+        Assert.Equal(problem.Flops() / result.Ms.Value / 1e6, result.Gflops!.Value, 1e-9);
     }
 
     [Theory]
@@ -98,9 +122,10 @@ public class BenchTests
         CommandRun run = CommandRun.OfLine("bench --features relu,identity --lengths 33 --heads 1 --dim 8 --num-features 16 --repeats 1 --device cpu");
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
         string[] lines = run.Output.TrimEnd().Split('\n');
-        Assert.Equal(4, lines.Length);
+        Assert.Equal(5, lines.Length);
         Assert.Contains("measured peak", lines[0]);
-        Assert.StartsWith("Features", lines[1]);
+        Assert.Equal("bidirectional, B 1, H 1, D 8, Dv 8", lines[1]);
+        Assert.StartsWith("Features", lines[2]);
         Assert.DoesNotContain('\u001b', run.Output);
     }
 

@@ -5,7 +5,7 @@ namespace Gpu.Attention.Cli.Benchmarking;
 /// <summary>One line of results; the timings are null when the gate failed.</summary>
 internal sealed record BenchResult
 {
-    public required string Device { get; init; }
+    public string? Device { get; init; }
 
     public required string Case { get; init; }
 
@@ -49,5 +49,8 @@ internal sealed record BenchResult
 
     public double? RmsRatio { get; init; }
 
-    public required bool Passed { get; init; }
+    public bool Passed => Refusal is null;
+
+    /// <summary>Why it was not timed; null when it was.</summary>
+    public string? Refusal { get; init; }
 }

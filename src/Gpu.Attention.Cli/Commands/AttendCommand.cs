@@ -232,9 +232,18 @@ internal static class AttendCommand
             return;
         }
 
-        terminal.WriteLine(
+        string summary =
             $"{outputPath} {NpyHeader.Describe(outputShape)}: {features} on {device}, {Format.Short(measured.Milliseconds)} ms, " +
-            $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(measured.WorkspaceBytes)} workspace");
+            $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(measured.WorkspaceBytes)} workspace";
+        if (AtomicFile.IsDevice(outputPath))
+        {
+            // It may be standard output itself.
+            terminal.Note(summary);
+        }
+        else
+        {
+            terminal.WriteLine(summary);
+        }
     }
 
     private sealed record Measurement(double Milliseconds, long WorkspaceBytes);

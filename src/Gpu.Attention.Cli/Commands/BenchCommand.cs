@@ -1,6 +1,4 @@
 using System.CommandLine;
-using System.Diagnostics;
-using System.Globalization;
 using Gpu.Attention.Cli.Benchmarking;
 
 namespace Gpu.Attention.Cli.Commands;
@@ -8,8 +6,6 @@ namespace Gpu.Attention.Cli.Commands;
 /// <summary><c>bench</c>: times attention, once it is known to be right.</summary>
 internal static class BenchCommand
 {
-    // Code that is still being compiled, and clocks that are still rising, are not what is measured.
-    private const double WarmUpSeconds = 0.3;
     private const int MaxLength = 1 << 27;
     private const int MaxSize = 1 << 20;
 
@@ -28,7 +24,10 @@ internal static class BenchCommand
         Option<int> repeats = Size("--repeats", "Timed calls of each case; the median is shown.", 5);
         Option<string?> device = CommonOptions.Device();
         Option<bool> json = CommonOptions.Json();
-        var command = new Command("bench", "Checks attention against a float64 oracle, then times it; refuses to time what is wrong.")
+        var command = new Command(
+            "bench",
+            "Checks attention against a float64 oracle, then times it; refuses to time what is wrong. Operations are counted as 2·D·m + 2·r·Dv for a query and " +
+            "for a key, (64 + 1)·(r + Dv) more for a causal query, and 2·(D + Dv) for a query and key of exact attention.")
         {
             features, lengths, heads, dimension, numFeatures, batch, causal, compare, repeats, device, json,
         };
@@ -56,7 +55,6 @@ internal static class BenchCommand
             ? terminal.Busy("measuring the peak", () => HostPeak.MeasureGflops(Environment.ProcessorCount))
             : null;
         var results = new List<BenchResult>();
-        var complaints = new List<string>();
         foreach (int length in plan.Lengths)
         {
             foreach (string features in plan.Features)
@@ -64,7 +62,8 @@ internal static class BenchCommand
                 cancellationToken.ThrowIfCancellationRequested();
                 var shape = new AttentionShape(plan.Batch, length, plan.Heads, plan.Dimension);
                 BenchResult result = terminal.Busy(
-                    $"{features}, T = {length}", () => Measure(device, new BenchCase(features, shape, plan.NumFeatures, plan.Causal), plan, peak, complaints, cancellationToken));
+                    $"{features}, T = {length}",
+                    () => Measure(device, new BenchCase(features, shape, plan.NumFeatures, plan.Causal), plan.Repeats, peak, cancellationToken));
                 results.Add(result);
                 if (json)
                 {
@@ -75,119 +74,59 @@ internal static class BenchCommand
 
         if (!json)
         {
-            WriteTable(terminal, device, results, peak);
+            WriteTable(terminal, device, plan, results, peak);
         }
 
-        complaints.ForEach(terminal.Complain);
-        return complaints.Count == 0 ? ExitCode.Done : ExitCode.Failed;
+        List<BenchResult> refused = results.FindAll(r => r.Refusal is not null);
+        refused.ForEach(r => terminal.Complain($"{r.Case}: {r.Refusal}"));
+        return refused.Count == 0 ? ExitCode.Done : ExitCode.Failed;
     }
 
-    private static BenchResult Measure(
-        ComputeDevice device, BenchCase problem, Plan plan, double? peak, List<string> complaints, CancellationToken cancellationToken)
+    private static BenchResult Measure(ComputeDevice device, BenchCase problem, int repeats, double? peak, CancellationToken cancellationToken)
     {
-        AttentionShape shape = problem.Shape;
-        float[] output = new float[shape.OutputElements];
-        using IDisposable attention = MakeOperator(device, problem, output, out Action forward, out Func<long> workspaceBytes);
-        forward();
-        GateResult gate = Gate.Check(problem, output);
-        var result = new BenchResult
-        {
-            Device = device.ToString(),
-            Case = problem.Name,
-            Batch = shape.Batch,
-            Length = shape.QueryLength,
-            Heads = shape.Heads,
-            KeyDimension = shape.KeyDimension,
-            ValueDimension = shape.ValueDimension,
-            Features = problem.Features,
-            FeatureDimension = problem.FeatureDimension,
-            Direction = problem.Direction,
-            WorkspaceBytes = workspaceBytes(),
-            MaxAbsError = FiniteOrNull(gate.MaxAbsError),
-            RmsRatio = FiniteOrNull(gate.RmsRatio),
-            Passed = gate.Passed,
-        };
-        if (!gate.Passed)
-        {
-            complaints.Add(string.Create(
-                CultureInfo.InvariantCulture,
-                $"{problem.Name}: not timed, for it is wrong: largest error {gate.MaxAbsError:g2} (limit {gate.MaxAbsLimit:g2}), RMS ratio {gate.RmsRatio:g2} (limit {gate.RmsLimit:g2})."));
-            return result;
-        }
-
-        long warmUp = Stopwatch.GetTimestamp();
-        do
-        {
-            cancellationToken.ThrowIfCancellationRequested();
-            forward();
-        }
-        while (Stopwatch.GetElapsedTime(warmUp).TotalSeconds < WarmUpSeconds);
-
-        double[] times = new double[plan.Repeats];
-        for (int i = 0; i < times.Length; i++)
-        {
-            cancellationToken.ThrowIfCancellationRequested();
-            long start = Stopwatch.GetTimestamp();
-            forward();
-            times[i] = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
-        }
-
-        double milliseconds = Median(times);
-        double gflops = problem.Flops() / milliseconds / 1e6;
-        return result with
-        {
-            Repeats = plan.Repeats,
-            Ms = milliseconds,
-            Gflops = gflops,
-            PeakShare = gflops / peak,
-            TokensPerSecond = (double)shape.Batch * shape.QueryLength / (milliseconds / 1e3),
-        };
+        float[] output = new float[problem.Shape.OutputElements];
+        using IDisposable attention = MakeOperator(device, problem, output, out Action forward, out long workspaceBytes);
+        BenchResult result = Measurement.Run(problem, forward, output, repeats, cancellationToken);
+        return result with { Device = device.ToString(), WorkspaceBytes = workspaceBytes, PeakShare = result.Gflops / peak };
     }
 
     private static IDisposable MakeOperator(
-        ComputeDevice device, BenchCase problem, float[] output, out Action forward, out Func<long> workspaceBytes)
+        ComputeDevice device, BenchCase problem, float[] output, out Action forward, out long workspaceBytes)
     {
         if (problem.Features == FeatureKind.Softmax)
         {
             var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = problem.Causal });
             forward = () => softmax.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output);
-            workspaceBytes = () => softmax.WorkspaceBytes(problem.Shape);
+            workspaceBytes = softmax.WorkspaceBytes(problem.Shape);
             return softmax;
         }
 
         FeatureMap map = FeatureKind.Create(problem.Features, problem.Projection);
         var linear = new LinearAttention(device, map, new LinearAttentionOptions { Causal = problem.Causal });
         forward = () => linear.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output);
-        workspaceBytes = () => linear.WorkspaceBytes(problem.Shape);
+        workspaceBytes = linear.WorkspaceBytes(problem.Shape);
         return linear;
     }
 
-    private static void WriteTable(Terminal terminal, ComputeDevice device, List<BenchResult> results, double? peak)
+    private static void WriteTable(Terminal terminal, ComputeDevice device, Plan plan, List<BenchResult> results, double? peak)
     {
-        terminal.WriteLine(peak is { } gflops ? $"{device}, measured peak {Format.Short(gflops)} GFLOPS" : device.ToString());
+        string measuredPeak = peak is { } gflops ? $", measured peak {Format.Short(gflops)} GFLOPS" : "";
+        string direction = plan.Causal ? "causal" : "bidirectional";
+        terminal.WriteLine($"{device}{measuredPeak}");
+        terminal.WriteLine($"{direction}, B {plan.Batch}, H {plan.Heads}, D {plan.Dimension}, Dv {plan.Dimension}");
         terminal.WriteTable(
             [
-                ("Features", false), ("Direction", false), ("B", true), ("T", true), ("H", true), ("D", true), ("Dv", true), ("r", true), ("ms", true),
-                ("GFLOPS", true), ("of peak", true), ("tokens/s", true), ("workspace", true), ("max error", true), ("RMS ratio", true),
+                ("Features", false), ("T", true), ("r", true), ("ms", true), ("GFLOPS", true), ("of peak", true), ("tokens/s", true),
+                ("workspace", true), ("max error", true), ("RMS ratio", true),
             ],
             results.Select(r => (string[])
             [
-                r.Features, r.Direction, Format.Number(r.Batch), Format.Number(r.Length), Format.Number(r.Heads), Format.Number(r.KeyDimension),
-                Format.Number(r.ValueDimension), r.FeatureDimension == 0 ? "-" : Format.Number(r.FeatureDimension), Or(r.Ms), Or(r.Gflops),
+                r.Features, Format.Number(r.Length), r.FeatureDimension == 0 ? "-" : Format.Number(r.FeatureDimension), Or(r.Ms), Or(r.Gflops),
                 Format.Percent(r.PeakShare), Or(r.TokensPerSecond), Format.Bytes(r.WorkspaceBytes), Or(r.MaxAbsError), Or(r.RmsRatio),
             ]));
 
         static string Or(double? value) => value is { } v ? Format.Short(v) : "-";
     }
-
-    private static double Median(double[] values)
-    {
-        double[] sorted = [.. values.Order()];
-        int middle = sorted.Length / 2;
-        return sorted.Length % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-    }
-
-    private static double? FiniteOrNull(double value) => double.IsFinite(value) ? value : null;
 
     private static Option<int> Size(string name, string description, int value) => CommonOptions.Number(name, description, 1, MaxSize, value);
 

@@ -29,12 +29,19 @@ internal static class DevicesCommand
         terminal.WriteTable(
             [
                 ("Kind", false), ("#", true), ("Name", false), ("Memory", true), ("Units", true), ("Warp", true), ("Group", true), ("Shared", true),
-                ("Capabilities", false), ("Usable", false),
+                ("Usable", false),
             ],
-            [
-                .. devices.Select(Describe),
-                .. missing.Select(m => (string[])[m.Kind.ToString(), "-", "none", "-", "-", "-", "-", "-", "", $"no: {m.Reason}"]),
-            ]);
+            devices.Select(Describe));
+        foreach (DeviceInfo device in devices)
+        {
+            terminal.WriteLine($"{device.Kind} {device.Index}: {device.Refusal ?? device.Capabilities}");
+        }
+
+        foreach ((DeviceKind kind, string reason) in missing)
+        {
+            terminal.WriteLine($"{kind}: none; {reason}");
+        }
+
         return ExitCode.Done;
     }
 
@@ -48,8 +55,7 @@ internal static class DevicesCommand
         Format.Number(device.WarpSize),
         Format.Number(device.MaxGroupSize),
         Format.Bytes(device.SharedMemoryBytes),
-        device.Capabilities,
-        device.IsUsable ? "yes" : $"no: {device.Refusal}",
+        device.IsUsable ? "yes" : "no",
     ];
 
     private sealed record MissingKind(DeviceKind Kind, string Reason);

@@ -21,6 +21,9 @@ internal sealed class AtomicFile : IDisposable
 
     public FileStream Stream { get; }
 
+    /// <summary>Whether a path is of a device, which cannot be replaced, and must not be: it is written to.</summary>
+    public static bool IsDevice(string path) => !OperatingSystem.IsWindows() && Path.GetFullPath(path).StartsWith("/dev/", StringComparison.Ordinal);
+
     /// <summary>Refuses a path that could not be written, before anything is computed.</summary>
     public static void RequireWritable(string path)
     {
@@ -65,7 +68,4 @@ internal sealed class AtomicFile : IDisposable
         var file = new FileInfo(full);
         return file.LinkTarget is null ? full : file.ResolveLinkTarget(returnFinalTarget: true)!.FullName;
     }
-
-    // A device cannot be replaced, and must not be: it is written to.
-    private static bool IsDevice(string path) => !OperatingSystem.IsWindows() && Path.GetFullPath(path).StartsWith("/dev/", StringComparison.Ordinal);
 }
