@@ -2,5 +2,12 @@ using BenchmarkDotNet.Reports;
 using BenchmarkDotNet.Running;
 using Gpu.Attention.Benchmarks;
 
-IEnumerable<Summary> summaries = BenchmarkSwitcher.FromAssembly(typeof(Program).Assembly).Run(args, new BenchmarkConfig());
-return AllocationGate.Check(summaries);
+// BenchmarkDotNet takes every command line but these; bench/README.md says what each measures.
+switch (args)
+{
+    case ["linearity", .. string[] rest]:
+        return Linearity.Run(rest);
+    default:
+        IEnumerable<Summary> summaries = BenchmarkSwitcher.FromAssembly(typeof(Program).Assembly).Run(args, new BenchmarkConfig());
+        return AllocationGate.Check(summaries);
+}
