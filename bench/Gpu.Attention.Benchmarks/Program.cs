@@ -5,6 +5,8 @@ using Gpu.Attention.Benchmarks;
 // BenchmarkDotNet takes every command line but these; bench/README.md says what each measures.
 switch (args)
 {
+    case ["peer-table", .. string[] rest]:
+        return PeerTable.Run(rest);
     case ["linearity", .. string[] rest]:
         return Linearity.Run(rest);
     default:
