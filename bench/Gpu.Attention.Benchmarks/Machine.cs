@@ -9,7 +9,7 @@ internal static class Machine
     private const string CpuInfo = "/proc/cpuinfo";
 
     public static string Describe() =>
-        $"{Processor()}, {Environment.ProcessorCount} cores, {VectorBits()}-bit vectors, {RuntimeInformation.FrameworkDescription}, " +
+        $"{Processor()}, {Environment.ProcessorCount} {(Environment.ProcessorCount == 1 ? "core" : "cores")}, {VectorBits()}-bit vectors, {RuntimeInformation.FrameworkDescription}, " +
         $"{RuntimeInformation.OSDescription}";
 
     private static int VectorBits() =>

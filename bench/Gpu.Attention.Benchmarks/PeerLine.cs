@@ -9,8 +9,9 @@ internal sealed record PeerLine
     [JsonPropertyName("peer")]
     public required string Peer { get; init; }
 
+    /// <summary>The setting it ran in: the threads of its operators, and of its matrix products.</summary>
     [JsonPropertyName("threads")]
-    public required int Threads { get; init; }
+    public required string Threads { get; init; }
 
     [JsonPropertyName("case")]
     public required string Case { get; init; }
