@@ -107,6 +107,7 @@ public class BenchTests
             Assert.Equal("causal", line.GetProperty("direction").GetString());
             Assert.True(line.GetProperty("passed").GetBoolean());
             Assert.True(line.GetProperty("ms").GetDouble() > 0);
+            Assert.InRange(line.GetProperty("fastestMs").GetDouble(), double.Epsilon, line.GetProperty("ms").GetDouble());
             Assert.True(line.GetProperty("gflops").GetDouble() > 0);
             Assert.True(line.GetProperty("peakShare").GetDouble() > 0);
             Assert.True(line.GetProperty("tokensPerSecond").GetDouble() > 0);

@@ -36,6 +36,9 @@ internal sealed record BenchResult
     /// <summary>The median of the repeats.</summary>
     public double? Ms { get; init; }
 
+    /// <summary>The fastest of the repeats: what other work on the machine touches least.</summary>
+    public double? FastestMs { get; init; }
+
     public double? Gflops { get; init; }
 
     /// <summary>The share of the host's measured peak; null on other devices.</summary>

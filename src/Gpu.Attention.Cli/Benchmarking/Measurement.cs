@@ -67,6 +67,7 @@ internal static class Measurement
         {
             Repeats = repeats,
             Ms = milliseconds,
+            FastestMs = times.Min(),
             Gflops = problem.Flops() / milliseconds / 1e6,
             TokensPerSecond = (double)shape.Batch * shape.QueryLength / (milliseconds / 1e3),
         };

@@ -1,0 +1,49 @@
+namespace Gpu.Attention.Benchmarks;
+
+/// <summary>One problem: B = 1, H = 8, d = dv = 64, float32; FAVOR+ with m = 256.</summary>
+/// <param name="Features"><c>favor</c>, <c>elu</c> or <c>softmax</c>.</param>
+/// <param name="Causal">True when query i sees keys 0..i only.</param>
+/// <param name="Length">Tokens.</param>
+public sealed record AttentionCase(string Features, bool Causal, int Length) : IWork
+{
+    public const int Heads = 8;
+    public const int Dimension = 64;
+    public const int NumFeatures = 256;
+    private const int Chunk = LinearLayout.Chunk;
+    private const ulong Seed = 42;
+
+    public AttentionShape Shape => new(batch: 1, Length, Heads, Dimension);
+
+    public double Flops
+    {
+        get
+        {
+            if (Features == "softmax")
+            {
+                double seen = Causal ? (Length + 1) / 2.0 : Length;
+                return (double)Heads * Length * seen * 2 * (Dimension + Dimension);
+            }
+
+            double m = Features == "favor" ? NumFeatures : 0;
+            double r = Features == "favor" ? NumFeatures : Dimension;
+            double queriesOrKeys = (2 * Dimension * m) + (2 * r * Dimension);
+            double insideChunk = Causal ? (Chunk + 1) * (r + Dimension) : 0;
+            return (double)Heads * Length * ((2 * queriesOrKeys) + insideChunk);
+        }
+    }
+
+    public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
+
+    internal AttentionRun Open(ComputeDevice device)
+    {
+        if (Features == "softmax")
+        {
+            var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = Causal });
+            return new AttentionRun(softmax, softmax.Forward);
+        }
+
+        FeatureMap map = Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
+        var linear = new LinearAttention(device, map, new LinearAttentionOptions { Causal = Causal });
+        return new AttentionRun(linear, linear.Forward);
+    }
+}

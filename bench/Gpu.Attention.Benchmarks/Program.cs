@@ -1,0 +1,15 @@
+using BenchmarkDotNet.Reports;
+using BenchmarkDotNet.Running;
+using Gpu.Attention.Benchmarks;
+
+// BenchmarkDotNet takes every command line but these; bench/README.md says what each measures.
+switch (args)
+{
+    case ["peer-table", .. string[] rest]:
+        return PeerTable.Run(rest);
+    case ["linearity", .. string[] rest]:
+        return Linearity.Run(rest);
+    default:
+        IEnumerable<Summary> summaries = BenchmarkSwitcher.FromAssembly(typeof(Program).Assembly).Run(args, new BenchmarkConfig());
+        return AllocationGate.Check(summaries);
+}
