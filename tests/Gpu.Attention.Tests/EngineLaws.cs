@@ -166,6 +166,29 @@ public abstract class EngineLaws
             RequireSameBits(before.AsSpan(0, changed * 2 * 20), after.AsSpan(0, changed * 2 * 20));
         });
 
+    // One key rises far above the first, so that the chunk is cut there; what comes later must not undo that.
+    [Theory]
+    [InlineData(6, float.NaN)]
+    [InlineData(13, float.NaN)]
+    [InlineData(21, float.NaN)]
+    [InlineData(37, float.NaN)]
+    [InlineData(21, float.NegativeInfinity)]
+    public void A_later_token_does_not_undo_a_cut_in_a_chunk(int changed, float replacement)
+    {
+        var shape = new AttentionShape(1, 39, 1, 16);
+        AttentionProblem problem = Maps.Problem("favor+", shape, causal: true);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 6, std: 0.5);
+        for (int token = 0; token < 39; token++)
+        {
+            k.AsSpan(token * 16, 16).Fill(token == 5 ? 0 : 7 + (0.001f * token));
+        }
+
+        float[] before = EngineRun.Forward(Engine, problem, q, k, v);
+        Tolerance.Require(problem, q, k, v, before);
+        k.AsSpan(changed * 16, 16).Fill(replacement);
+        RequireSameBits(before.AsSpan(0, changed * 16), EngineRun.Forward(Engine, problem, q, k, v).AsSpan(0, changed * 16));
+    }
+
     [Theory]
     [InlineData("favor+")]
     [InlineData("elu")]

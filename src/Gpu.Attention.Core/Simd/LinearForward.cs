@@ -304,7 +304,9 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
             for (int j = 0; j < padded; j += TV.Count)
             {
                 TV log = TV.Subtract(TV.Add(TV.Load(row + j), TV.Load(term + j)), shift);
-                highest = TV.Max(highest, log);
+
+                // Not TV.Max, which a NaN may pass through: a NaN must not hide how far another key rises.
+                highest = TV.SelectPositive(TV.Subtract(log, highest), log, highest);
                 TV value = SimdExp.Exp(log);
                 sum = TV.Add(sum, value);
                 TV.Store(value, row + j);
@@ -315,7 +317,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
             keys.Reference[feature] = keys.First[feature];
         }
 
-        return !(TV.MaxAcross(highest) > MaxLogRange);
+        return TV.MaxAcross(highest) <= MaxLogRange;
     }
 
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>
