@@ -97,6 +97,31 @@ public abstract class EngineLaws
             Tolerance.Require(problem, q, k, v, actual);
         });
 
+    // The chunk's first key sets the scale; the keys after it lie up to e^55 above.
+    [Theory]
+    [InlineData(-100)]
+    [InlineData(-130)]
+    public void Bare_sums_do_not_vanish_at_the_scale_of_the_first_key(float first)
+    {
+        var shape = new AttentionShape(1, 20, 1, 2);
+        var form = new FeatureForm { InputDimension = 2, FeatureDimension = 2, Activation = FeatureActivation.Exp };
+        var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = true, Normalize = false };
+        float[] q = [.. Enumerable.Repeat(15f, 40)];
+        float[] k = [.. Enumerable.Range(0, 40).Select(i => i < 2 ? first : first + 55)];
+        float[] v = TestData.Normal(3, 40);
+        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+    }
+
+    // φ(q)·φ(k) = e^-89.2, a subnormal number whose reciprocal float32 does not have.
+    [Fact]
+    public void A_tiny_normaliser_divides()
+    {
+        var shape = new AttentionShape(1, 4, 1, 1);
+        AttentionProblem problem = Maps.Problem("elu", shape, causal: true);
+        float[] rows = [-44.6f, -44.6f, -44.6f, -44.6f];
+        Assert.All(EngineRun.Forward(Engine, problem, rows, rows, [3, 3, 3, 3]), x => Assert.Equal(3, x, 1e-3f));
+    }
+
     [Theory]
     [MemberData(nameof(MapsAndDirections))]
     public void Equal_values_come_out_as_they_are(string map, bool causal)

@@ -806,7 +806,8 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         int dv = _problem.Shape.ValueDimension;
         for (int row = 0; row < n; row++)
         {
-            float factor;
+            var sums = new ReadOnlySpan<float>(scratch.Output + ((nint)row * _layout.ValueStride), dv);
+            var target = new Span<float>(output + (row * _buffers.Output.TokenStride), dv);
             if (_problem.Normalize)
             {
                 float denominator = scratch.Denominator[row];
@@ -815,16 +816,27 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
                     denominator += 2 * _epsilon;
                 }
 
-                factor = denominator == 0 ? 0 : 1 / denominator;
+                if (denominator == 0)
+                {
+                    target.Clear();
+                }
+                else
+                {
+                    // Not times 1 / denominator, which is infinite below 2.9e-39.
+                    TensorPrimitives.Divide(sums, denominator, target);
+                }
+            }
+            else if (_mode == FeatureMode.Logarithmic)
+            {
+                // In two steps: e^M alone may overflow or vanish where its product with sums of e^(l − s) does neither.
+                float root = MathF.Exp((scratch.RowMaximum[row] + scratch.RowTerm[row]) / 2);
+                TensorPrimitives.Multiply(sums, root, target);
+                TensorPrimitives.Multiply(target, root, target);
             }
             else
             {
-                factor = _mode == FeatureMode.Logarithmic ? MathF.Exp(scratch.RowMaximum[row] + scratch.RowTerm[row]) : _problem.Scale;
+                TensorPrimitives.Multiply(sums, _problem.Scale, target);
             }
-
-            TensorPrimitives.Multiply(
-                new ReadOnlySpan<float>(scratch.Output + ((nint)row * _layout.ValueStride), dv), factor,
-                new Span<float>(output + (row * _buffers.Output.TokenStride), dv));
         }
     }
 
