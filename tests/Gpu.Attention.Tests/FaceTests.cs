@@ -183,6 +183,60 @@ public sealed class FaceTests : IDisposable
     }
 
     [Fact]
+    public void Disposing_an_operator_leaves_a_running_call_its_memory()
+    {
+        var shape = new AttentionShape(1, 64, 2, 4);
+        float[] rows = TestData.Normal(1, shape.QueryElements);
+        using var executor = new Executor(_device);
+        long held = 0;
+        FeatureMap map = FeatureMap.FromFunction("disposes", x =>
+        {
+            executor.Dispose();
+            Volatile.Write(ref held, executor.HeldBytes);
+            return x * x;
+        });
+        var problem = new AttentionProblem { Shape = shape, Features = map.Lower(4, 1) };
+        float[] output = new float[rows.Length];
+        Run();
+        Assert.All(output, x => Assert.True(float.IsFinite(x)));
+        Assert.True(held > 0);
+        Assert.Equal(0, executor.HeldBytes);
+        Assert.Throws<ObjectDisposedException>(Run);
+
+        unsafe void Run()
+        {
+            fixed (float* x = rows)
+            fixed (float* y = output)
+            {
+                executor.Forward(problem, HostBuffers.Of(shape, x, x, x, y));
+            }
+        }
+    }
+
+    [Fact]
+    public void Threads_that_ask_for_sizes_get_their_own()
+    {
+        using var softmax = new SoftmaxAttention(_device);
+        using var linear = new LinearAttention(_device, FeatureMap.EluPlusOne);
+        Parallel.Invoke(() => Ask(8), () => Ask(800));
+
+        void Ask(int dimension)
+        {
+            var shape = new AttentionShape(1, 4, 1, dimension);
+            using var softmaxAlone = new SoftmaxAttention(_device);
+            using var linearAlone = new LinearAttention(_device, FeatureMap.EluPlusOne);
+            (long S, long L) expected = (softmaxAlone.WorkspaceBytes(shape), linearAlone.WorkspaceBytes(shape));
+            for (int i = 0; i < 100_000; i++)
+            {
+                if ((softmax.WorkspaceBytes(shape), linear.WorkspaceBytes(shape)) != expected)
+                {
+                    Assert.Fail($"round {i}: another thread's problem");
+                }
+            }
+        }
+    }
+
+    [Fact]
     public void Disposed_objects_say_so()
     {
         var shape = new AttentionShape(1, 8, 2, 4);

@@ -222,7 +222,7 @@ public sealed unsafe class LinearAttention : IDisposable
         float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
         FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape.KeyDimension, scale);
         bool exponential = features.Family == FeatureFamily.Exponential;
-        _problem = new AttentionProblem
+        var problem = new AttentionProblem
         {
             Shape = shape,
             Features = features,
@@ -240,6 +240,9 @@ public sealed unsafe class LinearAttention : IDisposable
             HasInitialState = hasInitialState,
             WantsFinalState = wantsFinalState,
         };
-        return _problem;
+
+        // By way of a local: another thread may replace the field at any time.
+        _problem = problem;
+        return problem;
     }
 }
