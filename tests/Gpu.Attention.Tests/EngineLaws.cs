@@ -411,6 +411,9 @@ public abstract class EngineLaws
             problem with { Storage = ElementType.Half },
             problem with { Shape = new AttentionShape(1, 4, 5, 1, 1, 8, 8) },
             problem with { Convention = ReferenceConvention.Jax, WantsFinalState = true },
+            problem with { Shape = new AttentionShape(1, 1, 1, 1, 1, 8, int.MaxValue) },
+            problem with { Shape = new AttentionShape(1, 1, 1, 1, 1, 8, int.MaxValue), Features = null },
+            problem with { Shape = new AttentionShape(1, 1, 1, 1, 1, 8, 1 << 27) },
         })
         {
             EngineSupport support = Engine.Supports(refused);
