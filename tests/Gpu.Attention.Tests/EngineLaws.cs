@@ -112,6 +112,18 @@ public abstract class EngineLaws
         Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
     }
 
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_feature_with_an_offset_of_minus_infinity_takes_no_part(bool causal)
+    {
+        var shape = new AttentionShape(1, 130, 2, 3);
+        var form = new FeatureForm { InputDimension = 3, FeatureDimension = 3, Activation = FeatureActivation.Exp, Offset = [0, float.NegativeInfinity, 1] };
+        var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = causal };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 7);
+        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+    }
+
     // φ(q)·φ(k) = e^-89.2, a subnormal number whose reciprocal float32 does not have.
     [Fact]
     public void A_tiny_normaliser_divides()

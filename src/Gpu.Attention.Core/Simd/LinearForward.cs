@@ -492,8 +492,10 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         {
             float scale = MathF.Max(state.LogScale[feature], keys.First[feature]);
             keys.Scale[feature] = scale;
-            scratch.Factors[feature] = state.LogScale[feature] - scale;
-            keys.Beta[feature] = keys.First[feature] - scale;
+
+            // Of equals the difference is 0 even at −∞, where a feature is switched off.
+            scratch.Factors[feature] = state.LogScale[feature] == scale ? 0 : state.LogScale[feature] - scale;
+            keys.Beta[feature] = keys.First[feature] == scale ? 0 : keys.First[feature] - scale;
         }
 
         ExponentiateInPlace(scratch.Factors);
