@@ -202,11 +202,7 @@ public sealed unsafe class LinearAttention : IDisposable
     private FeaturePair Lower(AttentionShape shape, float scale)
     {
         int dimension = shape.KeyDimension;
-        if (Features.InputDimension is int taken && taken != dimension)
-        {
-            throw new ArgumentException($"The feature map {Features} takes rows of dimension {taken}, not {dimension}: {shape}.", "query");
-        }
-
+        TensorArguments.RequireRows("query", Features, shape);
         FeaturePair pair = Features.Lower(dimension, scale);
         if (pair.Key.InputDimension != dimension)
         {

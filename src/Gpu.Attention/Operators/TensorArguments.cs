@@ -46,6 +46,16 @@ internal static class TensorArguments
         RequireDisjoint("value", value, shape.ValueElements, output, shape.OutputElements, shape);
     }
 
+    /// <summary>Throws when a feature map does not take rows of the shape's dimension.</summary>
+    /// <exception cref="ArgumentException">It does not.</exception>
+    public static void RequireRows(string name, FeatureMap features, AttentionShape shape)
+    {
+        if (features.InputDimension is int taken && taken != shape.KeyDimension)
+        {
+            throw new ArgumentException($"The feature map {features} takes rows of dimension {taken}, not {shape.KeyDimension}: {shape}.", name);
+        }
+    }
+
     /// <summary>Throws when a factor is not a finite number.</summary>
     /// <exception cref="ArgumentException">It is not.</exception>
     public static void RequireFinite(float? value, string name, string parameter)
