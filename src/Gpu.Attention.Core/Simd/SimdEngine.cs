@@ -6,6 +6,9 @@ namespace Gpu.Attention;
 /// <remarks>Thread-safe: concurrent calls run side by side and share the thread pool.</remarks>
 internal sealed class SimdEngine : IAttentionEngine
 {
+    /// <summary>The widest row, and the largest state of one head: sizes up to here round up to whole vectors within 32 bits.</summary>
+    private const int MaxElements = 1 << 30;
+
     private readonly int _degree;
     private readonly Backend _backend;
 
@@ -34,6 +37,10 @@ internal sealed class SimdEngine : IAttentionEngine
             { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
             { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
                 EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
+            { Shape: var s } when Math.Max(s.KeyDimension, s.ValueDimension) > MaxElements =>
+                EngineSupport.No($"rows of more than {MaxElements} elements are too wide: {s}"),
+            { Features: { } f, Shape: var s } when (long)f.FeatureDimension * LinearLayout.RoundUp(s.ValueDimension, 16) > MaxElements =>
+                EngineSupport.No($"a state of {f.FeatureDimension} features by {s.ValueDimension} values has more than {MaxElements} elements"),
             { Features: null } when problem.HasInitialState || problem.WantsFinalState =>
                 EngineSupport.No("exact softmax attention has no state of constant size"),
             { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential }
