@@ -49,6 +49,8 @@ public sealed class FaceTests : IDisposable
     [InlineData("value", "value [2, 89, 2, 10] does not fit key [2, 90, 2, 12]")]
     [InlineData("output", "output [2, 70, 4, 9] does not fit value [2, 90, 2, 10]")]
     [InlineData("output length", "output [2, 71, 4, 10] does not fit query [2, 70, 4, 12]")]
+    [InlineData("query heads", "query [2, 70, 0, 12] has no heads")]
+    [InlineData("value width", "value [2, 90, 2, 0] has no heads, or heads of no elements; expected [B, S, Hk, Dv]")]
     [InlineData("strided", "query [2, 70, 4, 12] is not dense")]
     [InlineData("broadcast", "query [2, 70, 4, 12] is not dense")]
     public void A_wrong_tensor_is_named_with_both_shapes_before_any_work(string what, string expected)
@@ -61,6 +63,7 @@ public sealed class FaceTests : IDisposable
             ReadOnlyTensorSpan<float> q = what switch
             {
                 "query" => new ReadOnlyTensorSpan<float>(data, [2, 70, 48]),
+                "query heads" => Tensor(data, 2, 70, 0, 12),
                 "strided" => Tensor(data, 2, 70, 4, 24).Slice(NRange.All, NRange.All, NRange.All, new NRange(0, 12)),
                 "broadcast" => new ReadOnlyTensorSpan<float>(data, [2, 70, 4, 12], [0, 48, 12, 1]),
                 _ => Tensor(data, 2, 70, 4, 12),
@@ -72,7 +75,7 @@ public sealed class FaceTests : IDisposable
                 "key batch" => Tensor(data, 1, 90, 2, 12),
                 _ => Tensor(data, 2, 90, 2, 12),
             };
-            ReadOnlyTensorSpan<float> v = Tensor(data, 2, what == "value" ? 89 : 90, 2, 10);
+            ReadOnlyTensorSpan<float> v = Tensor(data, 2, what == "value" ? 89 : 90, 2, what == "value width" ? 0 : 10);
             TensorSpan<float> o = Tensor(output, 2, what == "output length" ? 71 : 70, 4, what == "output" ? 9 : 10);
             attention.Forward(q, k, v, o);
         });
@@ -149,7 +152,17 @@ public sealed class FaceTests : IDisposable
         Assert.Throws<ArgumentOutOfRangeException>(() => negative.WorkspaceBytes(new AttentionShape(1, 8, 2, 4)));
         using var other = new LinearAttention(_device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(8, 4, 1)));
         var thrown = Assert.Throws<ArgumentException>(() => other.WorkspaceBytes(new AttentionShape(1, 8, 2, 5)));
-        Assert.Contains("[8, 4]", thrown.Message, StringComparison.Ordinal);
+        Assert.Equal("query", thrown.ParamName);
+        Assert.Contains("takes rows of dimension 4, not 5: query [1, 8, 2, 5]", thrown.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_map_that_makes_forms_of_another_size_is_refused()
+    {
+        var shape = new AttentionShape(1, 8, 2, 4);
+        float[] data = new float[64];
+        using var attention = new LinearAttention(_device, new MapOfTwo());
+        Assert.Throws<InvalidOperationException>(() => attention.Forward(shape, data, data, data, new float[64]));
     }
 
     [Fact]
@@ -292,6 +305,16 @@ public sealed class FaceTests : IDisposable
     }
 
     private static TensorSpan<float> Tensor(float[] data, nint a, nint b, nint c, nint d) => new(data, [a, b, c, d]);
+
+    /// <summary>Makes forms of rows of two elements, whatever it is asked for.</summary>
+    private sealed class MapOfTwo() : FeatureMap("of two")
+    {
+        public override FeaturePair Lower(int dimension, float scale)
+        {
+            var form = new FeatureForm { InputDimension = 2, FeatureDimension = 2, Activation = FeatureActivation.Relu };
+            return new FeaturePair(form, form);
+        }
+    }
 
     private sealed class Recorder : ILoggerFactory, ILogger
     {

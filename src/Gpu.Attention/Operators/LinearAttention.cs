@@ -199,9 +199,17 @@ public sealed unsafe class LinearAttention : IDisposable
     }
 
     // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
-    private FeaturePair Lower(int dimension, float scale)
+    private FeaturePair Lower(AttentionShape shape, float scale)
     {
+        int dimension = shape.KeyDimension;
+        TensorArguments.RequireRows("query", Features, shape);
         FeaturePair pair = Features.Lower(dimension, scale);
+        if (pair.Key.InputDimension != dimension)
+        {
+            throw new InvalidOperationException(
+                $"The feature map {Features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
+        }
+
         if (Options.Compatibility != ReferenceConvention.Lucidrains || pair.Family == FeatureFamily.Exponential)
         {
             return pair;
@@ -220,7 +228,7 @@ public sealed unsafe class LinearAttention : IDisposable
         }
 
         float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
-        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape.KeyDimension, scale);
+        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape, scale);
         bool exponential = features.Family == FeatureFamily.Exponential;
         var problem = new AttentionProblem
         {
