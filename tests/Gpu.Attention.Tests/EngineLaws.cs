@@ -412,6 +412,25 @@ public abstract class EngineLaws
         }
     }
 
+    // Both places of the NaN: which operand of a vector maximum wins beside one is the machine's choice, and the compiler's.
+    [Theory]
+    [InlineData(3, false)]
+    [InlineData(35, false)]
+    [InlineData(3, true)]
+    [InlineData(35, true)]
+    public void A_nan_key_reaches_every_part_of_the_final_state(int at, bool causal)
+    {
+        var shape = new AttentionShape(1, 40, 1, 16);
+        AttentionProblem problem = Maps.Problem("favor+", shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 37);
+        k.AsSpan(at * 16, 16).Fill(float.NaN);
+        AttentionState state = EngineRun.State(problem);
+        EngineRun.Forward(Engine, problem, q, k, v, null, state);
+        Assert.All(state.LogScale.ToArray(), x => Assert.True(float.IsNaN(x)));
+        Assert.All(state.Sums.ToArray(), x => Assert.True(float.IsNaN(x)));
+        Assert.All(state.Normalizers.ToArray(), x => Assert.True(float.IsNaN(x)));
+    }
+
     [Fact]
     public void What_is_not_there_yet_is_refused_with_a_reason()
     {

@@ -313,6 +313,12 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
             }
 
             keys.DeltaZ[feature] = TV.Sum(sum);
+            if (float.IsNaN(keys.DeltaZ[feature]))
+            {
+                // A NaN may be lost in TV.Max, but not in a sum.
+                keys.Maximum[feature] = float.NaN;
+            }
+
             keys.First[feature] = reference + _key.Offset[feature];
             keys.Reference[feature] = keys.First[feature];
         }
