@@ -48,6 +48,18 @@ public sealed class ConventionTests
         Assert.True(worst <= 5e-6 * size, $"largest error {worst:g3} of values up to {size:g3}");
     }
 
+    // Every feature is the epsilon alone, and a normaliser of 4e-6 far below it.
+    [Fact]
+    public void The_generalised_features_of_jax_have_no_guard()
+    {
+        var shape = new AttentionShape(1, 1, 1, 4);
+        using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        using var attention = new LinearAttention(device, FeatureMap.Relu(), new LinearAttentionOptions { Compatibility = ReferenceConvention.Jax });
+        float[] actual = new float[4];
+        attention.Forward(shape, [-1, -1, -1, -1], [-1, -1, -1, -1], [1, 2, 3, 4], actual);
+        Assert.All(Enumerable.Range(0, 4), i => Assert.Equal(i + 1, actual[i], 1e-5f));
+    }
+
     [Theory]
     [InlineData(1e-6f)]
     [InlineData(1e-3f)]

@@ -324,6 +324,18 @@ public abstract class EngineLaws
                 [.. Enumerable.Range(0, 2).SelectMany(b => tensor.AsSpan(((b * sample.Length) + start) * row, n * row).ToArray())];
         });
 
+    // Causal above all: what a final state needs to know of later keys must not come near the output.
+    [Theory]
+    [MemberData(nameof(MapsAndDirections))]
+    public void A_wanted_final_state_changes_no_bit_of_the_output(string map, bool causal)
+    {
+        var shape = new AttentionShape(1, 150, 150, 2, 1, 12, 10);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = Inputs(map, shape, 38);
+        RequireSameBits(
+            EngineRun.Forward(Engine, problem, q, k, v), EngineRun.Forward(Engine, problem, q, k, v, null, EngineRun.State(problem)));
+    }
+
     [Theory]
     [InlineData("favor+")]
     [InlineData("elu")]
