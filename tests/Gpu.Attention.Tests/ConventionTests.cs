@@ -17,8 +17,8 @@ public sealed class ConventionTests
     public void Agrees_with_the_published_formulas(ReferenceConvention convention, bool causal, bool relu, bool normalize)
     {
         const int D = 16;
-        var shape = new AttentionShape(2, 130, 130, 4, 2, D, 12);
-        RandomProjection projection = RandomProjection.Orthogonal(40, D, seed: 5);
+        var shape = new AttentionShape(2, 130, 130, 4, 2, D, 12); // More than one chunk, as there are more features than a chunk is long.
+        RandomProjection projection = RandomProjection.Orthogonal(100, D, seed: 5);
         float[] w = projection.Matrix.ToArray();
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 9);
         using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
@@ -32,10 +32,10 @@ public sealed class ConventionTests
         double scale = 1 / Math.Sqrt(D);
         ReferenceKernel kernel = (convention, relu) switch
         {
-            (ReferenceConvention.Jax, false) => ReferenceFeatures.Jax(w, 40, scale),
-            (ReferenceConvention.Jax, true) => ReferenceFeatures.JaxGeneralized(x => Math.Max(x, 0), w, 40),
-            (_, false) => ReferenceFeatures.Lucidrains(w, 40, scale),
-            (_, true) => ReferenceFeatures.LucidrainsGeneralized(x => Math.Max(x, 0), Math.Pow(D, -0.25), w, 40),
+            (ReferenceConvention.Jax, false) => ReferenceFeatures.Jax(w, 100, scale),
+            (ReferenceConvention.Jax, true) => ReferenceFeatures.JaxGeneralized(x => Math.Max(x, 0), w, 100),
+            (_, false) => ReferenceFeatures.Lucidrains(w, 100, scale),
+            (_, true) => ReferenceFeatures.LucidrainsGeneralized(x => Math.Max(x, 0), Math.Pow(D, -0.25), w, 100),
         };
         double[] expected = ReferenceAttention.Linear(shape, kernel, q, k, v, new ReferenceOptions { Causal = causal, Normalize = normalize });
         double worst = 0;

@@ -227,6 +227,45 @@ public sealed class FaceTests : IDisposable
     }
 
     [Fact]
+    public void A_call_into_a_running_operator_is_refused()
+    {
+        var shape = new AttentionShape(1, 8, 2, 4);
+        float[] rows = TestData.Normal(1, shape.QueryElements);
+        LinearAttention? attention = null;
+        Exception? thrown = null;
+        int calls = 0;
+        using LinearAttention running = attention = new LinearAttention(_device, FeatureMap.FromFunction("calls", x =>
+        {
+            if (Interlocked.Increment(ref calls) == 1)
+            {
+                thrown = Record.Exception(() => attention!.Forward(shape, rows, rows, rows, new float[64]));
+            }
+
+            return x * x;
+        }));
+        running.Forward(shape, rows, rows, rows, new float[64]);
+        Assert.IsType<InvalidOperationException>(thrown);
+        running.Forward(shape, rows, rows, rows, new float[64]);
+    }
+
+    [Fact]
+    public void Sizes_may_change_from_call_to_call()
+    {
+        using var attention = new LinearAttention(_device, FeatureMap.EluPlusOne);
+        foreach (int dimension in new[] { 4, 12, 4 })
+        {
+            var shape = new AttentionShape(1, 70, 2, dimension);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1);
+            float[] actual = new float[shape.OutputElements];
+            float[] expected = new float[shape.OutputElements];
+            attention.Forward(shape, q, k, v, actual);
+            using var fresh = new LinearAttention(_device, FeatureMap.EluPlusOne);
+            fresh.Forward(shape, q, k, v, expected);
+            Assert.Equal(expected, actual);
+        }
+    }
+
+    [Fact]
     public void Threads_that_ask_for_sizes_get_their_own()
     {
         using var softmax = new SoftmaxAttention(_device);
