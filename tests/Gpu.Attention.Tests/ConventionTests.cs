@@ -61,9 +61,10 @@ public sealed class ConventionTests
     }
 
     [Theory]
-    [InlineData(1e-6f)]
-    [InlineData(1e-3f)]
-    public void An_epsilon_without_a_convention_is_added_to_every_feature(float epsilon)
+    [InlineData(1e-6f, true)]
+    [InlineData(1e-3f, true)]
+    [InlineData(1e-3f, false)]
+    public void An_epsilon_without_a_convention_is_added_to_every_feature(float epsilon, bool normalize)
     {
         const int D = 16;
         var shape = new AttentionShape(1, 90, 2, D);
@@ -73,16 +74,17 @@ public sealed class ConventionTests
         foreach (bool causal in new[] { false, true })
         {
             using var attention = new LinearAttention(
-                device, FeatureMap.FavorPlus(projection), new LinearAttentionOptions { Causal = causal, FeatureEpsilon = epsilon });
+                device, FeatureMap.FavorPlus(projection), new LinearAttentionOptions { Causal = causal, FeatureEpsilon = epsilon, Normalize = normalize });
             float[] actual = new float[shape.OutputElements];
             attention.Forward(shape, q, k, v, actual);
-            double[] expected = Expected(shape, projection, epsilon, causal, q, k, v);
-            Assert.All(Enumerable.Range(0, actual.Length), i => Assert.Equal(expected[i], actual[i], 2e-5));
+            double[] expected = Expected(shape, projection, epsilon, causal, normalize, q, k, v);
+            double size = normalize ? 1 : expected.Max(Math.Abs);
+            Assert.All(Enumerable.Range(0, actual.Length), i => Assert.Equal(expected[i], actual[i], 2e-5 * size));
         }
     }
 
     // Written out here, because it is nobody's published formula: φ = m^-½ (exp(w·x − |x|²/2) + ε).
-    private static double[] Expected(AttentionShape s, RandomProjection projection, double epsilon, bool causal, float[] q, float[] k, float[] v)
+    private static double[] Expected(AttentionShape s, RandomProjection projection, double epsilon, bool causal, bool normalize, float[] q, float[] k, float[] v)
     {
         double root = Math.Pow(s.KeyDimension, -0.25);
         double[] output = new double[s.OutputElements];
@@ -97,7 +99,7 @@ public sealed class ConventionTests
                 for (int c = 0; c < s.ValueDimension; c++)
                 {
                     output[(((i * s.Heads) + h) * s.ValueDimension) + c] =
-                        Enumerable.Range(0, seen).Sum(j => weights[j] * v[(((j * s.Heads) + h) * s.ValueDimension) + c]) / weights.Sum();
+                        Enumerable.Range(0, seen).Sum(j => weights[j] * v[(((j * s.Heads) + h) * s.ValueDimension) + c]) / (normalize ? weights.Sum() : projection.NumFeatures);
                 }
             }
         }
