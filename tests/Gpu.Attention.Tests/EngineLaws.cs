@@ -467,6 +467,8 @@ public abstract class EngineLaws
         }
 
         Assert.Throws<NotSupportedException>(() => Engine.Backward(problem, default, default));
+        Assert.Contains("workspace", Assert.Throws<ArgumentException>("buffers", () => Engine.Forward(problem, default)).Message, StringComparison.Ordinal);
+        Assert.Throws<ArgumentException>("buffers", () => Engine.Forward(problem with { WantsFinalState = true }, default));
     }
 
     private protected static (float[] Query, float[] Key, float[] Value) Inputs(string map, AttentionShape shape, ulong seed)

@@ -21,7 +21,7 @@ public sealed unsafe class SimdTests
     [Fact]
     public void A_loop_runs_every_item_once_and_hands_on_a_failure()
     {
-        using var loop = new ParallelLoop(4);
+        var loop = new ParallelLoop(4);
         var body = new Counting(loop.Degree);
         for (int repeat = 0; repeat < 200; repeat++)
         {

@@ -13,7 +13,7 @@ internal interface IParallelBody
 /// A parallel loop on the thread pool that allocates nothing when it is run again. The calling thread takes part, so that a busy
 /// pool slows a loop down but cannot stop it.
 /// </summary>
-internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem, IDisposable
+internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem
 {
     private const int Closed = int.MinValue;
 
@@ -61,9 +61,6 @@ internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem, IDisposabl
             ExceptionDispatchInfo.Throw(_failure);
         }
     }
-
-    /// <inheritdoc/>
-    public void Dispose() => _left.Dispose();
 
     // A helper that the pool starts late finds the loop closed, or helps with the next one; either is fine.
     void IThreadPoolWorkItem.Execute()

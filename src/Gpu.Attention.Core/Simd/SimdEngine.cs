@@ -70,6 +70,7 @@ internal sealed class SimdEngine : IAttentionEngine
 
         if (problem.Shape.Batch > 0)
         {
+            RequireFit(problem, buffers);
             _backend.Forward(problem, buffers);
         }
     }
@@ -85,6 +86,27 @@ internal sealed class SimdEngine : IAttentionEngine
     /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The host engine has no backward pass yet.");
+
+    // Query, key, value and output are the caller's to get right: an engine sees where they lie, not how far they reach.
+    private void RequireFit(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        if (problem.HasInitialState == buffers.InitialState.IsEmpty || problem.WantsFinalState == buffers.FinalState.IsEmpty)
+        {
+            throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
+        }
+
+        if (!buffers.Normalizer.IsEmpty)
+        {
+            throw new NotSupportedException("The host engine does not hand out normalisers for a backward pass yet.");
+        }
+
+        long needed = WorkspaceBytes(problem);
+        if (buffers.Workspace.Length * sizeof(float) < needed)
+        {
+            throw new ArgumentException(
+                $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {problem.Shape} takes {needed}.", nameof(buffers));
+        }
+    }
 
     private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
     {

@@ -22,7 +22,7 @@ public sealed record LinearAttentionOptions
     public ReferenceConvention Compatibility { get; init; }
 
     /// <summary>
-    /// A constant added to every feature; null for the convention's own, which is 0 for <see cref="ReferenceConvention.None"/>.
+    /// A constant added to every feature before the factor <c>m^-½</c>; null for the convention's own, which is 0 for <see cref="ReferenceConvention.None"/>.
     /// </summary>
     public float? FeatureEpsilon { get; init; }
 }
