@@ -13,6 +13,7 @@ internal interface IParallelBody
 /// A parallel loop on the thread pool that allocates nothing when it is run again. The calling thread takes part, so that a busy
 /// pool slows a loop down but cannot stop it.
 /// </summary>
+#pragma warning disable CA1001 // The event makes no wait handle unless one is asked for, so there is nothing to dispose of.
 internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem
 {
     private const int Closed = int.MinValue;
