@@ -1,7 +1,6 @@
 using System.Collections.Immutable;
 using System.Diagnostics;
 using System.Globalization;
-using System.Reflection;
 using System.Runtime.InteropServices;
 using Gpu.Attention.Plotting;
 using static Gpu.Attention.Samples.Book.Numbers;
@@ -17,7 +16,7 @@ internal static class Report
     public static Document Introduction(Corpus corpus, DeviceInfo device)
     {
         string cores = device.Kind == DeviceKind.Cpu ? "cores" : "compute units";
-        Document document = new Document("The book through one causal attention layer")
+        return new Document("The book through one causal attention layer")
             .Say($"""
                 Machine: {device.Name}, {device.ComputeUnits} {cores}, {device.Capabilities}; {RuntimeInformation.OSDescription};
                 {RuntimeInformation.FrameworkDescription}. Run {DateTime.UtcNow:yyyy-MM-dd HH:mm} UTC.
@@ -28,9 +27,6 @@ internal static class Report
                 one character on; its value is the character itself. So the layer looks up what followed similar places earlier in the book, and
                 never sees the character that it predicts.
                 """);
-        return IsOptimized(typeof(LinearAttention)) ? document : document.Say("""
-            The library was built without optimisation, so the times below mean nothing. Use: dotnet run -c Release --project samples/Book
-            """);
     }
 
     public static Document Comparison(BookResults results)
@@ -183,7 +179,7 @@ internal static class Report
         using var process = Process.GetCurrentProcess();
         Document[] parts = [Comparison(results), WhereExactWins(results), WholeBook(results), TimeAgainstLength(results)];
         string text = Introduction(results.Corpus, results.Device).ToMarkdown(1) +
-            "Made by `dotnet run -c Release --project samples/Book`. " +
+            "Made by `dotnet run --project samples/Book`. " +
             $"Largest working set of the whole run: {Mebibytes(process.PeakWorkingSet64)}.\n\n" +
             string.Concat(parts.Select(p => p.ToMarkdown(2)));
         return
@@ -229,7 +225,4 @@ internal static class Report
         File.WriteAllText(path, text);
         return path;
     }
-
-    private static bool IsOptimized(Type type) =>
-        type.Assembly.GetCustomAttribute<DebuggableAttribute>() is not { IsJITOptimizerDisabled: true };
 }

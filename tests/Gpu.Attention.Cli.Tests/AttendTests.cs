@@ -212,7 +212,7 @@ public sealed class AttendTests : IDisposable
     }
 
     [Theory]
-    [InlineData(new[] { 24, 7 }, "dimension 8")]
+    [InlineData(new[] { 24, 7 }, "of dimension 7, not 8")]
     [InlineData(new[] { 24 }, "two dimensions")]
     [InlineData(new[] { 0, 8 }, "umFeatures")]
     public void Attend_ProjectionThatDoesNotFit_ExitsWith1(int[] shape, string fragment)

@@ -97,6 +97,43 @@ public abstract class EngineLaws
             Tolerance.Require(problem, q, k, v, actual);
         });
 
+    // The chunk's first key sets the scale; the keys after it lie up to e^55 above.
+    [Theory]
+    [InlineData(-100)]
+    [InlineData(-130)]
+    public void Bare_sums_do_not_vanish_at_the_scale_of_the_first_key(float first)
+    {
+        var shape = new AttentionShape(1, 20, 1, 2);
+        var form = new FeatureForm { InputDimension = 2, FeatureDimension = 2, Activation = FeatureActivation.Exp };
+        var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = true, Normalize = false };
+        float[] q = [.. Enumerable.Repeat(15f, 40)];
+        float[] k = [.. Enumerable.Range(0, 40).Select(i => i < 2 ? first : first + 55)];
+        float[] v = TestData.Normal(3, 40);
+        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_feature_with_an_offset_of_minus_infinity_takes_no_part(bool causal)
+    {
+        var shape = new AttentionShape(1, 130, 2, 3);
+        var form = new FeatureForm { InputDimension = 3, FeatureDimension = 3, Activation = FeatureActivation.Exp, Offset = [0, float.NegativeInfinity, 1] };
+        var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = causal };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 7);
+        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+    }
+
+    // φ(q)·φ(k) = e^-89.2, a subnormal number whose reciprocal float32 does not have.
+    [Fact]
+    public void A_tiny_normaliser_divides()
+    {
+        var shape = new AttentionShape(1, 4, 1, 1);
+        AttentionProblem problem = Maps.Problem("elu", shape, causal: true);
+        float[] rows = [-44.6f, -44.6f, -44.6f, -44.6f];
+        Assert.All(EngineRun.Forward(Engine, problem, rows, rows, [3, 3, 3, 3]), x => Assert.Equal(3, x, 1e-3f));
+    }
+
     [Theory]
     [MemberData(nameof(MapsAndDirections))]
     public void Equal_values_come_out_as_they_are(string map, bool causal)
@@ -165,6 +202,29 @@ public abstract class EngineLaws
             float[] after = EngineRun.Forward(Engine, problem, q, k, v);
             RequireSameBits(before.AsSpan(0, changed * 2 * 20), after.AsSpan(0, changed * 2 * 20));
         });
+
+    // One key rises far above the first, so that the chunk is cut there; what comes later must not undo that.
+    [Theory]
+    [InlineData(6, float.NaN)]
+    [InlineData(13, float.NaN)]
+    [InlineData(21, float.NaN)]
+    [InlineData(37, float.NaN)]
+    [InlineData(21, float.NegativeInfinity)]
+    public void A_later_token_does_not_undo_a_cut_in_a_chunk(int changed, float replacement)
+    {
+        var shape = new AttentionShape(1, 39, 1, 16);
+        AttentionProblem problem = Maps.Problem("favor+", shape, causal: true);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 6, std: 0.5);
+        for (int token = 0; token < 39; token++)
+        {
+            k.AsSpan(token * 16, 16).Fill(token == 5 ? 0 : 7 + (0.001f * token));
+        }
+
+        float[] before = EngineRun.Forward(Engine, problem, q, k, v);
+        Tolerance.Require(problem, q, k, v, before);
+        k.AsSpan(changed * 16, 16).Fill(replacement);
+        RequireSameBits(before.AsSpan(0, changed * 16), EngineRun.Forward(Engine, problem, q, k, v).AsSpan(0, changed * 16));
+    }
 
     [Theory]
     [InlineData("favor+")]
@@ -264,6 +324,18 @@ public abstract class EngineLaws
                 [.. Enumerable.Range(0, 2).SelectMany(b => tensor.AsSpan(((b * sample.Length) + start) * row, n * row).ToArray())];
         });
 
+    // Causal above all: what a final state needs to know of later keys must not come near the output.
+    [Theory]
+    [MemberData(nameof(MapsAndDirections))]
+    public void A_wanted_final_state_changes_no_bit_of_the_output(string map, bool causal)
+    {
+        var shape = new AttentionShape(1, 150, 150, 2, 1, 12, 10);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = Inputs(map, shape, 38);
+        RequireSameBits(
+            EngineRun.Forward(Engine, problem, q, k, v), EngineRun.Forward(Engine, problem, q, k, v, null, EngineRun.State(problem)));
+    }
+
     [Theory]
     [InlineData("favor+")]
     [InlineData("elu")]
@@ -352,6 +424,25 @@ public abstract class EngineLaws
         }
     }
 
+    // Both places of the NaN: which operand of a vector maximum wins beside one is the machine's choice, and the compiler's.
+    [Theory]
+    [InlineData(3, false)]
+    [InlineData(35, false)]
+    [InlineData(3, true)]
+    [InlineData(35, true)]
+    public void A_nan_key_reaches_every_part_of_the_final_state(int at, bool causal)
+    {
+        var shape = new AttentionShape(1, 40, 1, 16);
+        AttentionProblem problem = Maps.Problem("favor+", shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 37);
+        k.AsSpan(at * 16, 16).Fill(float.NaN);
+        AttentionState state = EngineRun.State(problem);
+        EngineRun.Forward(Engine, problem, q, k, v, null, state);
+        Assert.All(state.LogScale.ToArray(), x => Assert.True(float.IsNaN(x)));
+        Assert.All(state.Sums.ToArray(), x => Assert.True(float.IsNaN(x)));
+        Assert.All(state.Normalizers.ToArray(), x => Assert.True(float.IsNaN(x)));
+    }
+
     [Fact]
     public void What_is_not_there_yet_is_refused_with_a_reason()
     {
@@ -363,6 +454,9 @@ public abstract class EngineLaws
             problem with { Storage = ElementType.Half },
             problem with { Shape = new AttentionShape(1, 4, 5, 1, 1, 8, 8) },
             problem with { Convention = ReferenceConvention.Jax, WantsFinalState = true },
+            problem with { Shape = new AttentionShape(1, 1, 1, 1, 1, 8, int.MaxValue) },
+            problem with { Shape = new AttentionShape(1, 1, 1, 1, 1, 8, int.MaxValue), Features = null },
+            problem with { Shape = new AttentionShape(1, 1, 1, 1, 1, 8, 1 << 27) },
         })
         {
             EngineSupport support = Engine.Supports(refused);
@@ -373,6 +467,8 @@ public abstract class EngineLaws
         }
 
         Assert.Throws<NotSupportedException>(() => Engine.Backward(problem, default, default));
+        Assert.Contains("workspace", Assert.Throws<ArgumentException>("buffers", () => Engine.Forward(problem, default)).Message, StringComparison.Ordinal);
+        Assert.Throws<ArgumentException>("buffers", () => Engine.Forward(problem with { WantsFinalState = true }, default));
     }
 
     private protected static (float[] Query, float[] Key, float[] Value) Inputs(string map, AttentionShape shape, ulong seed)

@@ -49,6 +49,8 @@ public sealed class FaceTests : IDisposable
     [InlineData("value", "value [2, 89, 2, 10] does not fit key [2, 90, 2, 12]")]
     [InlineData("output", "output [2, 70, 4, 9] does not fit value [2, 90, 2, 10]")]
     [InlineData("output length", "output [2, 71, 4, 10] does not fit query [2, 70, 4, 12]")]
+    [InlineData("query heads", "query [2, 70, 0, 12] has no heads")]
+    [InlineData("value width", "value [2, 90, 2, 0] has no heads, or heads of no elements; expected [B, S, Hk, Dv]")]
     [InlineData("strided", "query [2, 70, 4, 12] is not dense")]
     [InlineData("broadcast", "query [2, 70, 4, 12] is not dense")]
     public void A_wrong_tensor_is_named_with_both_shapes_before_any_work(string what, string expected)
@@ -61,6 +63,7 @@ public sealed class FaceTests : IDisposable
             ReadOnlyTensorSpan<float> q = what switch
             {
                 "query" => new ReadOnlyTensorSpan<float>(data, [2, 70, 48]),
+                "query heads" => Tensor(data, 2, 70, 0, 12),
                 "strided" => Tensor(data, 2, 70, 4, 24).Slice(NRange.All, NRange.All, NRange.All, new NRange(0, 12)),
                 "broadcast" => new ReadOnlyTensorSpan<float>(data, [2, 70, 4, 12], [0, 48, 12, 1]),
                 _ => Tensor(data, 2, 70, 4, 12),
@@ -72,7 +75,7 @@ public sealed class FaceTests : IDisposable
                 "key batch" => Tensor(data, 1, 90, 2, 12),
                 _ => Tensor(data, 2, 90, 2, 12),
             };
-            ReadOnlyTensorSpan<float> v = Tensor(data, 2, what == "value" ? 89 : 90, 2, 10);
+            ReadOnlyTensorSpan<float> v = Tensor(data, 2, what == "value" ? 89 : 90, 2, what == "value width" ? 0 : 10);
             TensorSpan<float> o = Tensor(output, 2, what == "output length" ? 71 : 70, 4, what == "output" ? 9 : 10);
             attention.Forward(q, k, v, o);
         });
@@ -149,7 +152,17 @@ public sealed class FaceTests : IDisposable
         Assert.Throws<ArgumentOutOfRangeException>(() => negative.WorkspaceBytes(new AttentionShape(1, 8, 2, 4)));
         using var other = new LinearAttention(_device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(8, 4, 1)));
         var thrown = Assert.Throws<ArgumentException>(() => other.WorkspaceBytes(new AttentionShape(1, 8, 2, 5)));
-        Assert.Contains("[8, 4]", thrown.Message, StringComparison.Ordinal);
+        Assert.Equal("query", thrown.ParamName);
+        Assert.Contains("takes rows of dimension 4, not 5: query [1, 8, 2, 5]", thrown.Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void A_map_that_makes_forms_of_another_size_is_refused()
+    {
+        var shape = new AttentionShape(1, 8, 2, 4);
+        float[] data = new float[64];
+        using var attention = new LinearAttention(_device, new MapOfTwo());
+        Assert.Throws<InvalidOperationException>(() => attention.Forward(shape, data, data, data, new float[64]));
     }
 
     [Fact]
@@ -180,6 +193,99 @@ public sealed class FaceTests : IDisposable
         Assert.InRange(many, 1, 64 << 20);
         using var softmax = new SoftmaxAttention(_device);
         Assert.Equal(softmax.WorkspaceBytes(new AttentionShape(1, 4096, 8, 64)), softmax.WorkspaceBytes(new AttentionShape(1, 1 << 20, 8, 64)));
+    }
+
+    [Fact]
+    public void Disposing_an_operator_leaves_a_running_call_its_memory()
+    {
+        var shape = new AttentionShape(1, 64, 2, 4);
+        float[] rows = TestData.Normal(1, shape.QueryElements);
+        using var executor = new Executor(_device);
+        long held = 0;
+        FeatureMap map = FeatureMap.FromFunction("disposes", x =>
+        {
+            executor.Dispose();
+            Volatile.Write(ref held, executor.HeldBytes);
+            return x * x;
+        });
+        var problem = new AttentionProblem { Shape = shape, Features = map.Lower(4, 1) };
+        float[] output = new float[rows.Length];
+        Run();
+        Assert.All(output, x => Assert.True(float.IsFinite(x)));
+        Assert.True(held > 0);
+        Assert.Equal(0, executor.HeldBytes);
+        Assert.Throws<ObjectDisposedException>(Run);
+
+        unsafe void Run()
+        {
+            fixed (float* x = rows)
+            fixed (float* y = output)
+            {
+                executor.Forward(problem, HostBuffers.Of(shape, x, x, x, y));
+            }
+        }
+    }
+
+    [Fact]
+    public void A_call_into_a_running_operator_is_refused()
+    {
+        var shape = new AttentionShape(1, 8, 2, 4);
+        float[] rows = TestData.Normal(1, shape.QueryElements);
+        LinearAttention? attention = null;
+        Exception? thrown = null;
+        int calls = 0;
+        using LinearAttention running = attention = new LinearAttention(_device, FeatureMap.FromFunction("calls", x =>
+        {
+            if (Interlocked.Increment(ref calls) == 1)
+            {
+                thrown = Record.Exception(() => attention!.Forward(shape, rows, rows, rows, new float[64]));
+            }
+
+            return x * x;
+        }));
+        running.Forward(shape, rows, rows, rows, new float[64]);
+        Assert.IsType<InvalidOperationException>(thrown);
+        running.Forward(shape, rows, rows, rows, new float[64]);
+    }
+
+    [Fact]
+    public void Sizes_may_change_from_call_to_call()
+    {
+        using var attention = new LinearAttention(_device, FeatureMap.EluPlusOne);
+        foreach (int dimension in new[] { 4, 12, 4 })
+        {
+            var shape = new AttentionShape(1, 70, 2, dimension);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1);
+            float[] actual = new float[shape.OutputElements];
+            float[] expected = new float[shape.OutputElements];
+            attention.Forward(shape, q, k, v, actual);
+            using var fresh = new LinearAttention(_device, FeatureMap.EluPlusOne);
+            fresh.Forward(shape, q, k, v, expected);
+            Assert.Equal(expected, actual);
+        }
+    }
+
+    [Fact]
+    public void Threads_that_ask_for_sizes_get_their_own()
+    {
+        using var softmax = new SoftmaxAttention(_device);
+        using var linear = new LinearAttention(_device, FeatureMap.EluPlusOne);
+        Parallel.Invoke(() => Ask(8), () => Ask(800));
+
+        void Ask(int dimension)
+        {
+            var shape = new AttentionShape(1, 4, 1, dimension);
+            using var softmaxAlone = new SoftmaxAttention(_device);
+            using var linearAlone = new LinearAttention(_device, FeatureMap.EluPlusOne);
+            (long S, long L) expected = (softmaxAlone.WorkspaceBytes(shape), linearAlone.WorkspaceBytes(shape));
+            for (int i = 0; i < 100_000; i++)
+            {
+                if ((softmax.WorkspaceBytes(shape), linear.WorkspaceBytes(shape)) != expected)
+                {
+                    Assert.Fail($"round {i}: another thread's problem");
+                }
+            }
+        }
     }
 
     [Fact]
@@ -238,6 +344,16 @@ public sealed class FaceTests : IDisposable
     }
 
     private static TensorSpan<float> Tensor(float[] data, nint a, nint b, nint c, nint d) => new(data, [a, b, c, d]);
+
+    /// <summary>Makes forms of rows of two elements, whatever it is asked for.</summary>
+    private sealed class MapOfTwo() : FeatureMap("of two")
+    {
+        public override FeaturePair Lower(int dimension, float scale)
+        {
+            var form = new FeatureForm { InputDimension = 2, FeatureDimension = 2, Activation = FeatureActivation.Relu };
+            return new FeaturePair(form, form);
+        }
+    }
 
     private sealed class Recorder : ILoggerFactory, ILogger
     {

@@ -43,9 +43,9 @@ internal static class Maps
     /// <summary>Every part of the normal form at once, different for queries and keys.</summary>
     private sealed class GeneralMap(FeatureActivation activation) : FeatureMap("general")
     {
-        public override FeaturePair Lower(int dimension, float scale) => new(Form(dimension, 21), Form(dimension, 22));
+        public override FeaturePair Lower(int dimension, float scale) => new(Form(dimension, 21, 1), Form(dimension, 22, 2));
 
-        private FeatureForm Form(int dimension, ulong seed) => new()
+        private FeatureForm Form(int dimension, ulong seed, int step) => new()
         {
             InputDimension = dimension,
             FeatureDimension = 29,
@@ -53,11 +53,11 @@ internal static class Maps
             Projection = RandomProjection.Gaussian(29, dimension, seed).Matrix.ToArray(),
             PreMatrix = RandomProjection.Orthogonal(dimension, dimension, seed + 10, RowLength.SqrtDimension).Matrix.ToArray()
                 .Select(x => x / MathF.Sqrt(dimension)).ToArray(),
-            PreOffset = [.. Enumerable.Range(0, dimension).Select(i => 0.1f * (i % 3))],
+            PreOffset = [.. Enumerable.Range(0, dimension).Select(i => 0.1f * (step * i % 3))],
             // Direct features are kept well above zero: next to it their relative error is the argument's, and says nothing of an engine.
-            Offset = [.. Enumerable.Range(0, 29).Select(i => (activation == FeatureActivation.Exp ? 0 : 4) + (0.05f * (i % 7)))],
-            NormCoefficient = activation == FeatureActivation.Exp ? 0.4f : 0.01f,
-            Linear = [.. Enumerable.Range(0, dimension).Select(i => 0.2f * ((i % 5) - 2))],
+            Offset = [.. Enumerable.Range(0, 29).Select(i => (activation == FeatureActivation.Exp ? 0 : 4) + (0.05f * (step * i % 7)))],
+            NormCoefficient = activation == FeatureActivation.Exp ? 0.45f - (0.05f * step) : 0.01f * step,
+            Linear = [.. Enumerable.Range(0, dimension).Select(i => 0.2f * ((step * i % 5) - 2))],
         };
     }
 }

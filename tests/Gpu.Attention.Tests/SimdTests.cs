@@ -21,7 +21,7 @@ public sealed unsafe class SimdTests
     [Fact]
     public void A_loop_runs_every_item_once_and_hands_on_a_failure()
     {
-        using var loop = new ParallelLoop(4);
+        var loop = new ParallelLoop(4);
         var body = new Counting(loop.Degree);
         for (int repeat = 0; repeat < 200; repeat++)
         {
@@ -35,6 +35,29 @@ public sealed unsafe class SimdTests
         int[] after = body.Reset(64);
         loop.Run(body, 64);
         Assert.All(after, count => Assert.Equal(1, count));
+    }
+
+    [Theory]
+    [InlineData(2)]
+    [InlineData(3)]
+    public void Sizes_of_the_longest_problems_do_not_overflow(int degree)
+    {
+        var longest = new LinearLayout(Maps.Problem("elu", new AttentionShape(1, int.MaxValue, 1, 1), causal: true), degree, 16);
+        Assert.Equal(1 << 25, longest.KeyChunks);
+        Assert.Equal(1 << 25, longest.QueryChunks);
+        Assert.Equal(8 * degree, longest.BlockChunks);
+        var most = new LinearLayout(Maps.Problem("elu", new AttentionShape(65536, 1, 40000, 1), causal: true), degree, 16);
+        Assert.Equal(65536L * 40000, most.Chains);
+        Assert.True(most.ByChain);
+        Assert.InRange(most.Bytes, 4 * most.Chains, 5 * most.Chains);
+    }
+
+    [Fact]
+    public void A_loop_of_no_blocks_over_more_heads_than_fit_32_bits_is_empty()
+    {
+        using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        using var softmax = new SoftmaxAttention(device);
+        softmax.Forward(new AttentionShape(65536, 0, 65536, 1), [], [], [], []);
     }
 
     private static void AtEveryWidth<TCheck>()
@@ -199,7 +222,7 @@ public sealed unsafe class SimdTests
 
         public int[] Reset(int count) => _counts = new int[count];
 
-        public void Run(int item, int slot)
+        public void Run(long item, int slot)
         {
             if (Interlocked.Exchange(ref _busy[slot], 1) != 0 || _counts[item] < 0)
             {

@@ -48,7 +48,7 @@ public sealed record AttentionProblem
     /// <summary>The published convention to reproduce.</summary>
     public ReferenceConvention Convention { get; init; }
 
-    /// <summary>The constant added to every feature; 0 for none.</summary>
+    /// <summary>The constant added to every feature, before its factor e^b where features are exponentials; 0 for none.</summary>
     public float FeatureEpsilon { get; init; }
 
     /// <summary>True when a key mask comes with the buffers.</summary>

@@ -94,7 +94,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     }
 
     /// <inheritdoc/>
-    void IParallelBody.Run(int item, int slot)
+    void IParallelBody.Run(long item, int slot)
     {
         var scratch = new Scratch(
             _scratch + (slot * _layout.ScratchFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride,
@@ -102,13 +102,13 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         switch (_phase)
         {
             case Phase.Stabilize:
-                Stabilize(item, KeysAt(_layout.ByChain ? slot : (long)item * _layout.BlockChunks), scratch);
+                Stabilize(item, KeysAt(_layout.ByChain ? slot : item * _layout.BlockChunks), scratch);
                 break;
             case Phase.Chain:
                 RunChain(item, StateAt(slot), KeysAt(slot), scratch);
                 break;
             case Phase.Reduce:
-                Reduce(item / _chunks, _firstChunk + (item % _chunks), KeysAt(item), scratch);
+                Reduce(item / _chunks, _firstChunk + (int)(item % _chunks), KeysAt(item), scratch);
                 break;
             case Phase.Scan:
                 for (int chunk = 0; chunk < _chunks; chunk++)
@@ -120,10 +120,10 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
 
                 break;
             case Phase.Read when _problem.Causal:
-                ReadCausal(item / _chunks, _firstChunk + (item % _chunks), KeysAt(item), scratch, prefixInDelta: true, default);
+                ReadCausal(item / _chunks, _firstChunk + (int)(item % _chunks), KeysAt(item), scratch, prefixInDelta: true, default);
                 break;
             case Phase.Read:
-                ReadState(item / _chunks, item % _chunks, StateAt(item / _chunks), scratch);
+                ReadState(item / _chunks, (int)(item % _chunks), StateAt(item / _chunks), scratch);
                 break;
             case Phase.Export:
                 Export(item, StateAt(item));
@@ -133,7 +133,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
 
     private void RunByChunk()
     {
-        for (int chain = 0; chain < _layout.Chains; chain++)
+        for (long chain = 0; chain < _layout.Chains; chain++)
         {
             Import(chain, StateAt(chain));
         }
@@ -152,13 +152,13 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         if (!_problem.Causal && _layout.QueryChunks > 0)
         {
             _chunks = _layout.QueryChunks;
-            Do(Phase.Read, checked(_layout.Chains * _chunks));
+            Do(Phase.Read, _layout.Chains * _chunks);
         }
 
         Do(Phase.Export, _layout.Chains);
     }
 
-    private void RunChain(int chain, State state, Keys keys, Scratch scratch)
+    private void RunChain(long chain, State state, Keys keys, Scratch scratch)
     {
         Import(chain, state);
         for (int chunk = 0; chunk < _layout.KeyChunks; chunk++)
@@ -181,7 +181,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         Export(chain, state);
     }
 
-    private void Do(Phase phase, int items)
+    private void Do(Phase phase, long items)
     {
         _phase = phase;
         loop.Run(this, items);
@@ -195,16 +195,16 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
 
     private int KeyTokens(int chunk) => Math.Min(Chunk, _problem.Shape.KeyLength - (chunk * Chunk));
 
-    private float* KeyRow(int chain, int token) =>
+    private float* KeyRow(long chain, int token) =>
         _buffers.Key.Row(chain / _problem.Shape.KeyHeads, token, chain % _problem.Shape.KeyHeads);
 
-    private float* ValueRow(int chain, int token) =>
+    private float* ValueRow(long chain, int token) =>
         _buffers.Value.Row(chain / _problem.Shape.KeyHeads, token, chain % _problem.Shape.KeyHeads);
 
     // ---- keys ----
 
     /// <summary>Turns a chunk's keys and values into features and their sums K̂ᵀ[V 1].</summary>
-    private void Reduce(int chain, int chunk, Keys keys, Scratch scratch)
+    private void Reduce(long chain, int chunk, Keys keys, Scratch scratch)
     {
         int n = KeyTokens(chunk);
         *keys.Irregular = 0;
@@ -230,7 +230,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     }
 
     /// <summary>W x' of every key, as columns, and each key's row term.</summary>
-    private void LinearKeyFeatures(int chain, int chunk, int n, float* target, Scratch scratch)
+    private void LinearKeyFeatures(long chain, int chunk, int n, float* target, Scratch scratch)
     {
         int d = _layout.InputDimension;
         float* x = KeyRow(chain, chunk * Chunk);
@@ -304,18 +304,26 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
             for (int j = 0; j < padded; j += TV.Count)
             {
                 TV log = TV.Subtract(TV.Add(TV.Load(row + j), TV.Load(term + j)), shift);
-                highest = TV.Max(highest, log);
+
+                // Not TV.Max, which a NaN may pass through: a NaN must not hide how far another key rises.
+                highest = TV.SelectPositive(TV.Subtract(log, highest), log, highest);
                 TV value = SimdExp.Exp(log);
                 sum = TV.Add(sum, value);
                 TV.Store(value, row + j);
             }
 
             keys.DeltaZ[feature] = TV.Sum(sum);
+            if (float.IsNaN(keys.DeltaZ[feature]))
+            {
+                // A NaN may be lost in TV.Max, but not in a sum.
+                keys.Maximum[feature] = float.NaN;
+            }
+
             keys.First[feature] = reference + _key.Offset[feature];
             keys.Reference[feature] = keys.First[feature];
         }
 
-        return !(TV.MaxAcross(highest) > MaxLogRange);
+        return TV.MaxAcross(highest) <= MaxLogRange;
     }
 
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>
@@ -335,7 +343,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     }
 
     /// <summary>The maximum of W x over every key and feature of a chain.</summary>
-    private void Stabilize(int chain, Keys keys, Scratch scratch)
+    private void Stabilize(long chain, Keys keys, Scratch scratch)
     {
         float maximum = float.NegativeInfinity;
         for (int chunk = 0; chunk < _layout.KeyChunks; chunk++)
@@ -354,7 +362,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     // ---- chunks whose log features rise too far above their first key's ----
 
     // Such a chunk is cut where a key rises too far, so that where it is cut depends on earlier keys only; the segments' sums are merged.
-    private void ReduceInSegments(int chain, int chunk, int n, Keys keys, Scratch scratch)
+    private void ReduceInSegments(long chain, int chunk, int n, Keys keys, Scratch scratch)
     {
         *keys.Irregular = 1;
         LogKeyFeatures(chain, chunk, n, scratch);
@@ -378,7 +386,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         }
     }
 
-    private void ReadInSegments(int chain, int chunk, Keys keys, Scratch scratch, float* sums, float* normalizers)
+    private void ReadInSegments(long chain, int chunk, Keys keys, Scratch scratch, float* sums, float* normalizers)
     {
         int n = KeyTokens(chunk);
         LogKeyFeatures(chain, chunk, n, scratch);
@@ -401,7 +409,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     }
 
     /// <summary>Log features of a chunk less the offset b, as columns.</summary>
-    private void LogKeyFeatures(int chain, int chunk, int n, Scratch scratch)
+    private void LogKeyFeatures(long chain, int chunk, int n, Scratch scratch)
     {
         LinearKeyFeatures(chain, chunk, n, scratch.LogFeatures, scratch);
         AddEpsilonToKeys(n, scratch.LogFeatures, scratch.RowTerm);
@@ -470,8 +478,10 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         {
             float scale = MathF.Max(state.LogScale[feature], keys.First[feature]);
             keys.Scale[feature] = scale;
-            scratch.Factors[feature] = state.LogScale[feature] - scale;
-            keys.Beta[feature] = keys.First[feature] - scale;
+
+            // Of equals the difference is 0 even at −∞, where a feature is switched off.
+            scratch.Factors[feature] = state.LogScale[feature] == scale ? 0 : state.LogScale[feature] - scale;
+            keys.Beta[feature] = keys.First[feature] == scale ? 0 : keys.First[feature] - scale;
         }
 
         ExponentiateInPlace(scratch.Factors);
@@ -561,7 +571,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         new Span<float>(state.Maximum, _layout.FeatureStride).Fill(float.NegativeInfinity);
     }
 
-    private void Import(int chain, State state)
+    private void Import(long chain, State state)
     {
         Clear(state);
         StateBuffers initial = _buffers.InitialState;
@@ -586,7 +596,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         }
     }
 
-    private void Export(int chain, State state)
+    private void Export(long chain, State state)
     {
         StateBuffers final = _buffers.FinalState;
         if (final.IsEmpty)
@@ -615,7 +625,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
 
     // ---- queries ----
 
-    private void ReadCausal(int chain, int chunk, Keys keys, Scratch scratch, bool prefixInDelta, State state)
+    private void ReadCausal(long chain, int chunk, Keys keys, Scratch scratch, bool prefixInDelta, State state)
     {
         float* sums = prefixInDelta ? keys.Delta : state.Sums;
         float* normalizers = prefixInDelta ? keys.DeltaZ : state.Normalizers;
@@ -629,18 +639,18 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         ReadHeads(chain, chunk * Chunk, KeyTokens(chunk), scratch, keys.Scale, sums, normalizers, keys.Transposed, keys.Values);
     }
 
-    private void ReadState(int chain, int chunk, State state, Scratch scratch) =>
+    private void ReadState(long chain, int chunk, State state, Scratch scratch) =>
         ReadHeads(
             chain, chunk * Chunk, Math.Min(Chunk, _problem.Shape.QueryLength - (chunk * Chunk)), scratch, state.LogScale, state.Sums, state.Normalizers,
             null, null);
 
     /// <summary>Output rows of every query head that reads a key head: the state before the chunk and, when causal, the chunk itself.</summary>
     private void ReadHeads(
-        int chain, int token, int n, Scratch scratch, float* scale, float* sums, float* normalizers, float* keysTransposed, float* values)
+        long chain, int token, int n, Scratch scratch, float* scale, float* sums, float* normalizers, float* keysTransposed, float* values)
     {
         AttentionShape shape = _problem.Shape;
-        int batch = chain / shape.KeyHeads;
-        int firstHead = chain % shape.KeyHeads * shape.HeadGroup;
+        long batch = chain / shape.KeyHeads;
+        int firstHead = (int)(chain % shape.KeyHeads) * shape.HeadGroup;
         for (int head = firstHead; head < firstHead + shape.HeadGroup; head++)
         {
             QueryFeatures(_buffers.Query.Row(batch, token, head), n, scratch, scale, normalizers);
@@ -784,7 +794,8 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         int dv = _problem.Shape.ValueDimension;
         for (int row = 0; row < n; row++)
         {
-            float factor;
+            var sums = new ReadOnlySpan<float>(scratch.Output + ((nint)row * _layout.ValueStride), dv);
+            var target = new Span<float>(output + (row * _buffers.Output.TokenStride), dv);
             if (_problem.Normalize)
             {
                 float denominator = scratch.Denominator[row];
@@ -793,16 +804,27 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
                     denominator += 2 * _epsilon;
                 }
 
-                factor = denominator == 0 ? 0 : 1 / denominator;
+                if (denominator == 0)
+                {
+                    target.Clear();
+                }
+                else
+                {
+                    // Not times 1 / denominator, which is infinite below 2.9e-39.
+                    TensorPrimitives.Divide(sums, denominator, target);
+                }
+            }
+            else if (_mode == FeatureMode.Logarithmic)
+            {
+                // In two steps: e^M alone may overflow or vanish where its product with sums of e^(l − s) does neither.
+                float root = MathF.Exp((scratch.RowMaximum[row] + scratch.RowTerm[row]) / 2);
+                TensorPrimitives.Multiply(sums, root, target);
+                TensorPrimitives.Multiply(target, root, target);
             }
             else
             {
-                factor = _mode == FeatureMode.Logarithmic ? MathF.Exp(scratch.RowMaximum[row] + scratch.RowTerm[row]) : _problem.Scale;
+                TensorPrimitives.Multiply(sums, _problem.Scale, target);
             }
-
-            TensorPrimitives.Multiply(
-                new ReadOnlySpan<float>(scratch.Output + ((nint)row * _layout.ValueStride), dv), factor,
-                new Span<float>(output + (row * _buffers.Output.TokenStride), dv));
         }
     }
 

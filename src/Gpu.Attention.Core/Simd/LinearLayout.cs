@@ -24,10 +24,10 @@ internal readonly struct LinearLayout
         FeatureStride = RoundUp(Features, vectorLength);
         ValueStride = RoundUp(shape.ValueDimension, vectorLength);
         int inputStride = RoundUp(shape.KeyDimension, vectorLength);
-        Chains = shape.Batch * shape.KeyHeads;
-        KeyChunks = (shape.KeyLength + Chunk - 1) / Chunk;
-        QueryChunks = (shape.QueryLength + Chunk - 1) / Chunk;
-        ByChain = degree == 1 || Chains % degree == 0 || Chains >= 4 * degree;
+        Chains = (long)shape.Batch * shape.KeyHeads;
+        KeyChunks = Pieces(shape.KeyLength, Chunk);
+        QueryChunks = Pieces(shape.QueryLength, Chunk);
+        ByChain = degree == 1 || Chains % degree == 0 || Chains >= 4L * degree;
         bool segments = problem.Causal && features.Family == FeatureFamily.Exponential;
 
         KeysFloats = new Keys(null, Features, FeatureStride, ValueStride).Floats;
@@ -36,10 +36,10 @@ internal readonly struct LinearLayout
         InputStride = inputStride;
         InputDimension = shape.KeyDimension;
         Segments = segments;
-        BlockChunks = ByChain ? 1 : Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * degree) + Chains - 1) / Math.Max(Chains, 1)));
+        BlockChunks = ByChain ? 1 : (int)Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * (long)degree) + Chains - 1) / Math.Max(Chains, 1)));
         Slots = degree;
         StateCount = ByChain ? degree : Chains;
-        KeysCount = ByChain ? degree : (long)Chains * BlockChunks;
+        KeysCount = ByChain ? degree : Chains * BlockChunks;
         StabilizerFloats = Line(Chains);
         Bytes = ((Slots * ScratchFloats) + (StateCount * StateFloats) + (KeysCount * KeysFloats) + StabilizerFloats) * sizeof(float);
     }
@@ -56,7 +56,7 @@ internal readonly struct LinearLayout
 
     public bool Segments { get; }
 
-    public int Chains { get; }
+    public long Chains { get; }
 
     public int KeyChunks { get; }
 
@@ -83,6 +83,9 @@ internal readonly struct LinearLayout
     public long StabilizerFloats { get; }
 
     public long Bytes { get; }
+
+    /// <summary>Pieces of one size that a length is cut into, the last of them perhaps shorter.</summary>
+    public static int Pieces(int length, int size) => (int)(((long)length + size - 1) / size);
 
     public static int RoundUp(int length, int multiple) => (length + multiple - 1) / multiple * multiple;
 

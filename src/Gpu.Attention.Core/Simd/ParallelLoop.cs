@@ -6,22 +6,23 @@ namespace Gpu.Attention;
 internal interface IParallelBody
 {
     /// <summary>Does one item. Items that run at the same time have different slots.</summary>
-    void Run(int item, int slot);
+    void Run(long item, int slot);
 }
 
 /// <summary>
 /// A parallel loop on the thread pool that allocates nothing when it is run again. The calling thread takes part, so that a busy
 /// pool slows a loop down but cannot stop it.
 /// </summary>
-internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem, IDisposable
+#pragma warning disable CA1001 // The event makes no wait handle unless one is asked for, so there is nothing to dispose of.
+internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem
 {
     private const int Closed = int.MinValue;
 
     private readonly ManualResetEventSlim _left = new();
     private IParallelBody? _body;
     private Exception? _failure;
-    private int _count;
-    private int _next;
+    private long _count;
+    private long _next;
     private int _slots;
     private int _helpers = Closed;
 
@@ -29,11 +30,11 @@ internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem, IDisposabl
     public int Degree { get; } = degree;
 
     /// <summary>Runs the items 0 to <paramref name="count"/> − 1 in any order and waits for them.</summary>
-    public void Run(IParallelBody body, int count)
+    public void Run(IParallelBody body, long count)
     {
         if (Degree == 1 || count <= 1)
         {
-            for (int item = 0; item < count; item++)
+            for (long item = 0; item < count; item++)
             {
                 body.Run(item, 0);
             }
@@ -61,9 +62,6 @@ internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem, IDisposabl
             ExceptionDispatchInfo.Throw(_failure);
         }
     }
-
-    /// <inheritdoc/>
-    public void Dispose() => _left.Dispose();
 
     // A helper that the pool starts late finds the loop closed, or helps with the next one; either is fine.
     void IThreadPoolWorkItem.Execute()
@@ -96,7 +94,7 @@ internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem, IDisposabl
         IParallelBody body = _body!;
         try
         {
-            for (int item = Interlocked.Increment(ref _next) - 1; item < _count; item = Interlocked.Increment(ref _next) - 1)
+            for (long item = Interlocked.Increment(ref _next) - 1; item < _count; item = Interlocked.Increment(ref _next) - 1)
             {
                 body.Run(item, slot);
             }

@@ -6,6 +6,9 @@ namespace Gpu.Attention;
 /// <remarks>Thread-safe: concurrent calls run side by side and share the thread pool.</remarks>
 internal sealed class SimdEngine : IAttentionEngine
 {
+    /// <summary>The widest row, and the largest state of one head: sizes up to here round up to whole vectors within 32 bits.</summary>
+    private const int MaxElements = 1 << 30;
+
     private readonly int _degree;
     private readonly Backend _backend;
 
@@ -34,6 +37,10 @@ internal sealed class SimdEngine : IAttentionEngine
             { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
             { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
                 EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
+            { Shape: var s } when Math.Max(s.KeyDimension, s.ValueDimension) > MaxElements =>
+                EngineSupport.No($"rows of more than {MaxElements} elements are too wide: {s}"),
+            { Features: { } f, Shape: var s } when (long)f.FeatureDimension * LinearLayout.RoundUp(s.ValueDimension, 16) > MaxElements =>
+                EngineSupport.No($"a state of {f.FeatureDimension} features by {s.ValueDimension} values has more than {MaxElements} elements"),
             { Features: null } when problem.HasInitialState || problem.WantsFinalState =>
                 EngineSupport.No("exact softmax attention has no state of constant size"),
             { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential }
@@ -63,6 +70,7 @@ internal sealed class SimdEngine : IAttentionEngine
 
         if (problem.Shape.Batch > 0)
         {
+            RequireFit(problem, buffers);
             _backend.Forward(problem, buffers);
         }
     }
@@ -78,6 +86,27 @@ internal sealed class SimdEngine : IAttentionEngine
     /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The host engine has no backward pass yet.");
+
+    // Query, key, value and output are the caller's to get right: an engine sees where they lie, not how far they reach.
+    private void RequireFit(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        if (problem.HasInitialState == buffers.InitialState.IsEmpty || problem.WantsFinalState == buffers.FinalState.IsEmpty)
+        {
+            throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
+        }
+
+        if (!buffers.Normalizer.IsEmpty)
+        {
+            throw new NotSupportedException("The host engine does not hand out normalisers for a backward pass yet.");
+        }
+
+        long needed = WorkspaceBytes(problem);
+        if (buffers.Workspace.Length * sizeof(float) < needed)
+        {
+            throw new ArgumentException(
+                $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {problem.Shape} takes {needed}.", nameof(buffers));
+        }
+    }
 
     private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
     {

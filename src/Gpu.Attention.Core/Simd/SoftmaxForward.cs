@@ -29,6 +29,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     private long _slotFloats;
     private int _valueStride;
     private int _blocks;
+    private long _lanes;
 
     public static long WorkspaceBytes(AttentionProblem problem, int degree) => degree * SlotFloats(problem) * sizeof(float);
 
@@ -40,18 +41,19 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         _slotFloats = SlotFloats(problem);
         _valueStride = PackedForm<TV>.RoundUp(problem.Shape.ValueDimension);
         _scratch = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
-        _blocks = (problem.Shape.QueryLength + BlockRows - 1) / BlockRows;
-        loop.Run(this, checked(problem.Shape.Batch * problem.Shape.Heads * _blocks));
+        _blocks = LinearLayout.Pieces(problem.Shape.QueryLength, BlockRows);
+        _lanes = (long)problem.Shape.Batch * problem.Shape.Heads;
+        loop.Run(this, _lanes * _blocks);
         _buffers = default;
     }
 
     /// <inheritdoc/>
-    void IParallelBody.Run(int item, int slot)
+    void IParallelBody.Run(long item, int slot)
     {
         // Causal blocks grow towards the end; the longest first keeps the threads busy to the last.
-        int block = _blocks - 1 - (item / (_problem.Shape.Batch * _problem.Shape.Heads));
-        int lane = item % (_problem.Shape.Batch * _problem.Shape.Heads);
-        RunBlock(lane / _problem.Shape.Heads, lane % _problem.Shape.Heads, block * BlockRows, _scratch + (slot * _slotFloats));
+        int block = _blocks - 1 - (int)(item / _lanes);
+        long lane = item % _lanes;
+        RunBlock(lane / _problem.Shape.Heads, (int)(lane % _problem.Shape.Heads), block * BlockRows, _scratch + (slot * _slotFloats));
     }
 
     private static long SlotFloats(AttentionProblem problem)
@@ -62,7 +64,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         return (floats + 15) / 16 * 16;
     }
 
-    private void RunBlock(int batch, int head, int firstQuery, float* scratch)
+    private void RunBlock(long batch, int head, int firstQuery, float* scratch)
     {
         AttentionShape shape = _problem.Shape;
         int d = shape.KeyDimension;
@@ -74,13 +76,19 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         float* scores = output + ((nint)BlockRows * _valueStride);
         float* maximum = scores + (MicroKernel<TV>.Rows * TileKeys);
         float* sum = maximum + BlockRows;
-        new Span<float>(output, checked(queries * _valueStride)).Clear();
+        for (int row = 0; row < queries; row++)
+        {
+            new Span<float>(output + ((nint)row * _valueStride), _valueStride).Clear();
+        }
+
         new Span<float>(maximum, queries).Fill(float.NegativeInfinity);
         new Span<float>(sum, queries).Clear();
 
         int keyEnd = _problem.Causal ? Math.Min(shape.KeyLength, firstQuery + queries) : shape.KeyLength;
-        for (int firstKey = 0; firstKey < keyEnd; firstKey += TileKeys)
+        int tiles = LinearLayout.Pieces(keyEnd, TileKeys);
+        for (int tile = 0; tile < tiles; tile++)
         {
+            int firstKey = tile * TileKeys;
             int n = Math.Min(TileKeys, keyEnd - firstKey);
             SimdBlas<TV>.Transpose(n, d, _buffers.Key.Row(batch, firstKey, keyHead), (nint)_buffers.Key.TokenStride, keys, TileKeys);
             SimdBlas<TV>.CopyRows(

@@ -22,7 +22,7 @@ public sealed record LinearAttentionOptions
     public ReferenceConvention Compatibility { get; init; }
 
     /// <summary>
-    /// A constant added to every feature; null for the convention's own, which is 0 for <see cref="ReferenceConvention.None"/>.
+    /// A constant added to every feature before the factor <c>m^-½</c>; null for the convention's own, which is 0 for <see cref="ReferenceConvention.None"/>.
     /// </summary>
     public float? FeatureEpsilon { get; init; }
 }
@@ -201,9 +201,17 @@ public sealed unsafe class LinearAttention : IDisposable
     }
 
     // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
-    private FeaturePair Lower(int dimension, float scale)
+    private FeaturePair Lower(AttentionShape shape, float scale)
     {
+        int dimension = shape.KeyDimension;
+        TensorArguments.RequireRows("query", Features, shape);
         FeaturePair pair = Features.Lower(dimension, scale);
+        if (pair.Key.InputDimension != dimension)
+        {
+            throw new InvalidOperationException(
+                $"The feature map {Features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
+        }
+
         if (Options.Compatibility != ReferenceConvention.Lucidrains || pair.Family == FeatureFamily.Exponential)
         {
             return pair;
@@ -222,9 +230,9 @@ public sealed unsafe class LinearAttention : IDisposable
         }
 
         float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
-        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape.KeyDimension, scale);
+        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape, scale);
         bool exponential = features.Family == FeatureFamily.Exponential;
-        _problem = new AttentionProblem
+        var problem = new AttentionProblem
         {
             Shape = shape,
             Features = features,
@@ -242,6 +250,9 @@ public sealed unsafe class LinearAttention : IDisposable
             HasInitialState = hasInitialState,
             WantsFinalState = wantsFinalState,
         };
-        return _problem;
+
+        // By way of a local: another thread may replace the field at any time.
+        _problem = problem;
+        return problem;
     }
 }

@@ -102,9 +102,11 @@ public sealed unsafe class SoftmaxAttention : IDisposable
 
     private AttentionProblem Problem(AttentionShape shape)
     {
-        if (_problem?.Shape != shape)
+        // By way of a local: another thread may replace the field at any time.
+        AttentionProblem? problem = _problem;
+        if (problem?.Shape != shape)
         {
-            _problem = new AttentionProblem
+            _problem = problem = new AttentionProblem
             {
                 Shape = shape,
                 Causal = Options.Causal,
@@ -112,6 +114,6 @@ public sealed unsafe class SoftmaxAttention : IDisposable
             };
         }
 
-        return _problem;
+        return problem;
     }
 }

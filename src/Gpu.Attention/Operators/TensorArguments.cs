@@ -15,7 +15,7 @@ internal static class TensorArguments
         Sizes v = Read(value.Lengths, value.IsDense, nameof(value), "[B, S, Hk, Dv]");
         Sizes o = Read(output.Lengths, output.IsDense, nameof(output), "[B, T, H, Dv]");
         Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
-        Require(k.Heads > 0 && q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
+        Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
         Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
         Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
         Require(o.Width == v.Width, "output", o, "value", v, "the last dimensions must agree");
@@ -44,6 +44,16 @@ internal static class TensorArguments
         RequireDisjoint("query", query, shape.QueryElements, output, shape.OutputElements, shape);
         RequireDisjoint("key", key, shape.KeyElements, output, shape.OutputElements, shape);
         RequireDisjoint("value", value, shape.ValueElements, output, shape.OutputElements, shape);
+    }
+
+    /// <summary>Throws when a feature map does not take rows of the shape's dimension.</summary>
+    /// <exception cref="ArgumentException">It does not.</exception>
+    public static void RequireRows(string name, FeatureMap features, AttentionShape shape)
+    {
+        if (features.InputDimension is int taken && taken != shape.KeyDimension)
+        {
+            throw new ArgumentException($"The feature map {features} takes rows of dimension {taken}, not {shape.KeyDimension}: {shape}.", name);
+        }
     }
 
     /// <summary>Throws when a factor is not a finite number.</summary>
@@ -83,6 +93,11 @@ internal static class TensorArguments
         {
             throw new ArgumentException(
                 $"{name} {Describe(lengths)} is not dense; copy it to a tensor of its own ({layout}, row-major) first.", name);
+        }
+
+        if (lengths[2] == 0 || lengths[3] == 0)
+        {
+            throw new ArgumentException($"{name} {Describe(lengths)} has no heads, or heads of no elements; expected {layout}.", name);
         }
 
         foreach (nint length in lengths)

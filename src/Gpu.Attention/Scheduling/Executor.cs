@@ -5,10 +5,13 @@ namespace Gpu.Attention;
 internal sealed class Executor(ComputeDevice device) : IDisposable
 {
     private readonly Workspace _workspace = new();
-    private bool _disposed;
+    private volatile bool _disposed;
     private int _busy;
 
     public ComputeDevice Device { get; } = device;
+
+    /// <summary>Scratch memory held now.</summary>
+    public long HeldBytes => _workspace.Bytes;
 
     /// <summary>Scratch memory that a problem takes.</summary>
     public long WorkspaceBytes(AttentionProblem problem)
@@ -36,6 +39,7 @@ internal sealed class Executor(ComputeDevice device) : IDisposable
         Check(problem);
         if (Interlocked.Exchange(ref _busy, 1) != 0)
         {
+            ObjectDisposedException.ThrowIf(_disposed, this);
             throw new InvalidOperationException("This operator is already running a call on another thread; use one operator a thread.");
         }
 
@@ -46,13 +50,27 @@ internal sealed class Executor(ComputeDevice device) : IDisposable
         }
         finally
         {
-            Volatile.Write(ref _busy, 0);
+            Interlocked.Exchange(ref _busy, 0);
+            if (_disposed)
+            {
+                Release();
+            }
         }
     }
 
+    /// <summary>Frees the scratch memory: now, or when the call that uses it ends.</summary>
     public void Dispose()
     {
         _disposed = true;
-        _workspace.Dispose();
+        Release();
+    }
+
+    // Whoever takes the operator frees its memory, and leaves it taken: no later call gets in.
+    private void Release()
+    {
+        if (Interlocked.Exchange(ref _busy, 1) == 0)
+        {
+            _workspace.Dispose();
+        }
     }
 }
