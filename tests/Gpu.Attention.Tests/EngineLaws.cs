@@ -230,13 +230,17 @@ public abstract class EngineLaws
     [InlineData("favor+")]
     [InlineData("elu")]
     [InlineData("softmax")]
+    [InlineData("favor+ as jax")]
     public void Bits_depend_neither_on_threads_nor_on_neighbours(string map) =>
         Law.ForAll(12, seed: 6000, random => (Shape: Shapes.Next(random, causal: true, maxLength: 1400, maxDimension: 24), Causal: random.NextBool(), Seed: random.NextWord()), sample =>
         {
             AttentionShape shape = sample.Shape;
-            AttentionProblem problem = map == "softmax"
-                ? new AttentionProblem { Shape = shape, Causal = sample.Causal }
-                : Maps.Problem(map, shape, sample.Causal);
+            AttentionProblem problem = map switch
+            {
+                "softmax" => new AttentionProblem { Shape = shape, Causal = sample.Causal },
+                "favor+ as jax" => Maps.Problem("favor+", shape, sample.Causal) with { Convention = ReferenceConvention.Jax, FeatureEpsilon = 1e-6f },
+                _ => Maps.Problem(map, shape, sample.Causal),
+            };
             (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed, 2.5);
             float[] expected = EngineRun.Forward(Engine, problem, q, k, v);
             foreach (IAttentionEngine other in OtherDegrees)

@@ -76,10 +76,10 @@ public sealed record FeatureForm
             };
         }
 
-        float[] matrix = new float[InputDimension * InputDimension];
+        float[] matrix = new float[(long)InputDimension * InputDimension];
         for (int i = 0; i < InputDimension; i++)
         {
-            matrix[(i * InputDimension) + i] = 1;
+            matrix[((long)i * InputDimension) + i] = 1;
         }
 
         return this with
