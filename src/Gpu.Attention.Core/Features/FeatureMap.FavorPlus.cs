@@ -50,18 +50,18 @@ public abstract partial class FeatureMap
 
             double root = Math.Sqrt(scale);
             float[] weights = Array.ConvertAll(_projection.Matrix.ToArray(), w => (float)(w * root));
+            float[] offset = new float[_projection.NumFeatures];
+            Array.Fill(offset, (float)(-0.5 * Math.Log(_projection.NumFeatures)));
             var form = new FeatureForm
             {
                 InputDimension = dimension,
                 FeatureDimension = _projection.NumFeatures,
                 Activation = FeatureActivation.Exp,
                 Projection = weights,
+                Offset = offset,
                 NormCoefficient = scale / 2,
             };
-            float[] offset = new float[_projection.NumFeatures];
-            Array.Fill(offset, (float)(-0.5 * Math.Log(_projection.NumFeatures)));
-            FeatureForm withOffset = form with { Offset = offset };
-            return new FeaturePair(withOffset, withOffset);
+            return new FeaturePair(form, form);
         }
     }
 }

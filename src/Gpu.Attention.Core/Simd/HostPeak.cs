@@ -1,8 +1,6 @@
 using System.Diagnostics;
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using System.Runtime.Intrinsics.Arm;
-using System.Runtime.Intrinsics.X86;
 
 namespace Gpu.Attention;
 
@@ -73,136 +71,39 @@ internal static class HostPeak
         return rates.Sum();
     }
 
-    // Without a fused multiply-add, the vectors multiply and add apart; the count stays.
     private static (Func<int, float> Batch, int Lanes) Choose() =>
-        Vector512.IsHardwareAccelerated && Avx512F.IsSupported ? (Batch512, Vector512<float>.Count)
-        : Vector256.IsHardwareAccelerated && Fma.IsSupported ? (Batch256, Vector256<float>.Count)
-        : Vector128.IsHardwareAccelerated ? (Fma.IsSupported || AdvSimd.IsSupported ? Batch128 : Batch128Apart, Vector128<float>.Count)
-        : (BatchScalar, 1);
+        Vector512.IsHardwareAccelerated ? (Batch<V512>, V512.Count)
+        : Vector256.IsHardwareAccelerated ? (Batch<V256>, V256.Count)
+        : Vector128.IsHardwareAccelerated ? (Batch<V128>, V128.Count)
+        : (Batch<V32>, V32.Count);
 
+    // Without a fused multiply-add, the vectors multiply and add apart; the count stays.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static float Batch512(int steps)
+    private static float Batch<TV>(int steps)
+        where TV : struct, ISimdVector<TV>
     {
-        Vector512<float> x = Vector512.Create(Opaque(0.999f));
-        Vector512<float> y = Vector512.Create(Opaque(0.001f));
-        Vector512<float> a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
+        TV x = TV.Broadcast(Opaque(0.999f));
+        TV y = TV.Broadcast(Opaque(0.001f));
+        TV a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
         for (int step = 0; step < steps; step++)
         {
-            a = Vector512.FusedMultiplyAdd(a, x, y);
-            b = Vector512.FusedMultiplyAdd(b, x, y);
-            c = Vector512.FusedMultiplyAdd(c, x, y);
-            d = Vector512.FusedMultiplyAdd(d, x, y);
-            e = Vector512.FusedMultiplyAdd(e, x, y);
-            f = Vector512.FusedMultiplyAdd(f, x, y);
-            g = Vector512.FusedMultiplyAdd(g, x, y);
-            h = Vector512.FusedMultiplyAdd(h, x, y);
-            i = Vector512.FusedMultiplyAdd(i, x, y);
-            j = Vector512.FusedMultiplyAdd(j, x, y);
-            k = Vector512.FusedMultiplyAdd(k, x, y);
-            l = Vector512.FusedMultiplyAdd(l, x, y);
+            a = TV.MultiplyAdd(a, x, y);
+            b = TV.MultiplyAdd(b, x, y);
+            c = TV.MultiplyAdd(c, x, y);
+            d = TV.MultiplyAdd(d, x, y);
+            e = TV.MultiplyAdd(e, x, y);
+            f = TV.MultiplyAdd(f, x, y);
+            g = TV.MultiplyAdd(g, x, y);
+            h = TV.MultiplyAdd(h, x, y);
+            i = TV.MultiplyAdd(i, x, y);
+            j = TV.MultiplyAdd(j, x, y);
+            k = TV.MultiplyAdd(k, x, y);
+            l = TV.MultiplyAdd(l, x, y);
         }
 
-        return Vector512.Sum(a + b + c + d + e + f + g + h + i + j + k + l);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static float Batch256(int steps)
-    {
-        Vector256<float> x = Vector256.Create(Opaque(0.999f));
-        Vector256<float> y = Vector256.Create(Opaque(0.001f));
-        Vector256<float> a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
-        for (int step = 0; step < steps; step++)
-        {
-            a = Vector256.FusedMultiplyAdd(a, x, y);
-            b = Vector256.FusedMultiplyAdd(b, x, y);
-            c = Vector256.FusedMultiplyAdd(c, x, y);
-            d = Vector256.FusedMultiplyAdd(d, x, y);
-            e = Vector256.FusedMultiplyAdd(e, x, y);
-            f = Vector256.FusedMultiplyAdd(f, x, y);
-            g = Vector256.FusedMultiplyAdd(g, x, y);
-            h = Vector256.FusedMultiplyAdd(h, x, y);
-            i = Vector256.FusedMultiplyAdd(i, x, y);
-            j = Vector256.FusedMultiplyAdd(j, x, y);
-            k = Vector256.FusedMultiplyAdd(k, x, y);
-            l = Vector256.FusedMultiplyAdd(l, x, y);
-        }
-
-        return Vector256.Sum(a + b + c + d + e + f + g + h + i + j + k + l);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static float Batch128(int steps)
-    {
-        Vector128<float> x = Vector128.Create(Opaque(0.999f));
-        Vector128<float> y = Vector128.Create(Opaque(0.001f));
-        Vector128<float> a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
-        for (int step = 0; step < steps; step++)
-        {
-            a = Vector128.FusedMultiplyAdd(a, x, y);
-            b = Vector128.FusedMultiplyAdd(b, x, y);
-            c = Vector128.FusedMultiplyAdd(c, x, y);
-            d = Vector128.FusedMultiplyAdd(d, x, y);
-            e = Vector128.FusedMultiplyAdd(e, x, y);
-            f = Vector128.FusedMultiplyAdd(f, x, y);
-            g = Vector128.FusedMultiplyAdd(g, x, y);
-            h = Vector128.FusedMultiplyAdd(h, x, y);
-            i = Vector128.FusedMultiplyAdd(i, x, y);
-            j = Vector128.FusedMultiplyAdd(j, x, y);
-            k = Vector128.FusedMultiplyAdd(k, x, y);
-            l = Vector128.FusedMultiplyAdd(l, x, y);
-        }
-
-        return Vector128.Sum(a + b + c + d + e + f + g + h + i + j + k + l);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static float Batch128Apart(int steps)
-    {
-        Vector128<float> x = Vector128.Create(Opaque(0.999f));
-        Vector128<float> y = Vector128.Create(Opaque(0.001f));
-        Vector128<float> a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
-        for (int step = 0; step < steps; step++)
-        {
-            a = (a * x) + y;
-            b = (b * x) + y;
-            c = (c * x) + y;
-            d = (d * x) + y;
-            e = (e * x) + y;
-            f = (f * x) + y;
-            g = (g * x) + y;
-            h = (h * x) + y;
-            i = (i * x) + y;
-            j = (j * x) + y;
-            k = (k * x) + y;
-            l = (l * x) + y;
-        }
-
-        return Vector128.Sum(a + b + c + d + e + f + g + h + i + j + k + l);
-    }
-
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static float BatchScalar(int steps)
-    {
-        float x = Opaque(0.999f);
-        float y = Opaque(0.001f);
-        float a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
-        for (int step = 0; step < steps; step++)
-        {
-            a = (a * x) + y;
-            b = (b * x) + y;
-            c = (c * x) + y;
-            d = (d * x) + y;
-            e = (e * x) + y;
-            f = (f * x) + y;
-            g = (g * x) + y;
-            h = (h * x) + y;
-            i = (i * x) + y;
-            j = (j * x) + y;
-            k = (k * x) + y;
-            l = (l * x) + y;
-        }
-
-        return a + b + c + d + e + f + g + h + i + j + k + l;
+        TV low = TV.Add(TV.Add(TV.Add(a, b), TV.Add(c, d)), TV.Add(e, f));
+        TV high = TV.Add(TV.Add(TV.Add(g, h), TV.Add(i, j)), TV.Add(k, l));
+        return TV.Sum(TV.Add(low, high));
     }
 
     // Keeps the compiler from knowing what it multiplies with.
