@@ -47,6 +47,19 @@ public sealed unsafe class PoisonedBuffer : IDisposable
 
     public float* Address => _allocation + _offset;
 
+    /// <summary>The buffer with the poison on both sides.</summary>
+    public Span<float> Whole
+    {
+        get
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            return new Span<float>(_allocation, Total);
+        }
+    }
+
+    /// <summary>The element of <see cref="Whole"/> that the buffer begins at.</summary>
+    public int Start => _offset;
+
     public MemoryRegion Region => new(null, (nint)Address, Length);
 
     private int Total => _offset + Length + GuardElements;

@@ -1,0 +1,231 @@
+using ILGPU.Runtime;
+
+namespace Gpu.Attention;
+
+/// <summary>How an <see cref="IlgpuEngine"/> cuts its work.</summary>
+internal sealed record IlgpuEngineOptions
+{
+    /// <summary>The tiling; null for one that suits the accelerator.</summary>
+    public LinearTiling? Tiling { get; init; }
+
+    /// <summary>Chunks, over all heads, that are worked on at once, and that the workspace is made for; 0 for as many as keep the accelerator busy.</summary>
+    public int BlockItems { get; init; }
+
+    /// <summary>The stream to work on; null for the accelerator's default.</summary>
+    public AcceleratorStream? Stream { get; init; }
+}
+
+/// <summary>Linear attention on an ILGPU accelerator: CUDA, OpenCL, or the simulator.</summary>
+/// <remarks>
+/// <para>Regions are device memory: <see cref="MemoryRegion.Owner"/> is a <see cref="MemoryBuffer"/> of the accelerator and
+/// <see cref="MemoryRegion.Address"/> a byte offset in it, the workspace's too.</para>
+/// <para>Calls enqueue on the stream and return: results are there when it is synchronised. Concurrent calls take turns.</para>
+/// </remarks>
+internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
+{
+    private const int MaxInputs = 256;
+
+    /// <summary>Forms that are kept on the device; a program has a few, each with an operator of its own.</summary>
+    private const int MaxForms = 64;
+
+    /// <summary>Groups a multiprocessor that hide latency: a chunk is a group or several in each of its kernels.</summary>
+    private const int ItemsPerMultiprocessor = 8;
+
+    private const int ScanGroupsPerMultiprocessor = 16;
+
+    private readonly Lock _lock = new();
+    private readonly Accelerator _accelerator;
+    private readonly AcceleratorStream _stream;
+    private readonly LinearTiling _tiling;
+    private readonly int _chunk;
+    private readonly int _blockItems;
+    private readonly Dictionary<(FeatureActivation, bool), LinearLaunchers> _launchers = [];
+    private readonly Dictionary<FeatureForm, UploadedForm> _forms = new(ReferenceEqualityComparer.Instance);
+    private bool _disposed;
+
+    /// <summary>Creates an engine. Kernels are compiled when first needed.</summary>
+    /// <param name="accelerator">Where it runs; must outlive the engine.</param>
+    /// <param name="options">How it cuts its work.</param>
+    /// <exception cref="ArgumentOutOfRangeException">The accelerator has no groups of the tiling's size.</exception>
+    public IlgpuEngine(Accelerator accelerator, IlgpuEngineOptions? options = null)
+    {
+        ArgumentNullException.ThrowIfNull(accelerator);
+        options ??= new IlgpuEngineOptions();
+        _accelerator = accelerator;
+        _stream = options.Stream ?? accelerator.DefaultStream;
+        _tiling = options.Tiling
+            ?? (accelerator.AcceleratorType == AcceleratorType.CPU ? LinearTiling.Chunk16Block8 : LinearTiling.Chunk64Block8);
+        LinearEntryPoints code = LinearEntryPoints.For(_tiling, FeatureActivation.Exp, causal: true)!;
+        if (code.GroupSize > accelerator.MaxNumThreadsPerGroup)
+        {
+            throw new ArgumentOutOfRangeException(
+                nameof(options), options.Tiling, $"Groups of {code.GroupSize} are needed, and {accelerator.Name} has at most {accelerator.MaxNumThreadsPerGroup}.");
+        }
+
+        _chunk = code.Chunk;
+        ArgumentOutOfRangeException.ThrowIfNegative(options.BlockItems, nameof(options));
+        _blockItems = options.BlockItems > 0 ? options.BlockItems : ItemsPerMultiprocessor * accelerator.NumMultiprocessors;
+    }
+
+    /// <inheritdoc/>
+    public string Name => $"{_accelerator.AcceleratorType}, {_accelerator.Name}";
+
+    /// <summary>Device memory that the engine itself holds: forms.</summary>
+    public long LiveBytes
+    {
+        get
+        {
+            lock (_lock)
+            {
+                return _forms.Values.Sum(form => form.Bytes);
+            }
+        }
+    }
+
+    /// <inheritdoc/>
+    public EngineSupport Supports(AttentionProblem problem)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        return problem switch
+        {
+            { HasKeyMask: true } => EngineSupport.No("key masks are not implemented yet"),
+            { PackedSequences: > 0 } => EngineSupport.No("packed sequences (cuSeqlens) are not implemented yet"),
+            { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
+            { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
+                EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
+            { Features: null } => EngineSupport.No("exact softmax attention is not implemented on devices yet"),
+            { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential } =>
+                EngineSupport.No($"the {problem.Convention} convention of exponential features is not implemented on devices; the host engine has it"),
+            { Convention: ReferenceConvention.Lucidrains, Causal: true } =>
+                EngineSupport.No("the Lucidrains convention of causal normalisers is not implemented on devices; the host engine has it"),
+            { FeatureEpsilon: not 0, Features.Family: FeatureFamily.Exponential } =>
+                EngineSupport.No("an epsilon in exponential features is not implemented on devices; the host engine has it"),
+            { Shape.KeyDimension: > MaxInputs } =>
+                EngineSupport.No($"rows of {problem.Shape.KeyDimension} are larger than the {MaxInputs} that the kernels take"),
+            { Features.FeatureDimension: > SteepReadKernel.MaxFeatures } =>
+                EngineSupport.No($"{problem.Features.FeatureDimension} features are more than the {SteepReadKernel.MaxFeatures} that the kernels take"),
+            _ when LinearEntryPoints.For(_tiling, problem.Features.Query.Activation, problem.Causal) is null
+                || LinearEntryPoints.For(_tiling, problem.Features.Key.Activation, problem.Causal) is null =>
+                EngineSupport.No($"the function \"{problem.Features.Key.Activation}\" is the caller's own and runs on the host only"),
+            _ => EngineSupport.Yes,
+        };
+    }
+
+    /// <inheritdoc/>
+    public long WorkspaceBytes(AttentionProblem problem)
+    {
+        ThrowUnlessSupported(problem);
+        return new LinearPlan(problem, _chunk, _blockItems).Bytes;
+    }
+
+    /// <inheritdoc/>
+    /// <exception cref="ArgumentException">A buffer is no device memory of the accelerator, or too short.</exception>
+    /// <exception cref="ObjectDisposedException">The engine was disposed.</exception>
+    public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        ThrowUnlessSupported(problem);
+        lock (_lock)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            if (problem.Shape.Batch > 0)
+            {
+                // The two forms may end in different functions; the key's decide for what both have in common.
+                new LinearPass(
+                    _accelerator, _stream, problem, new LinearPlan(problem, _chunk, _blockItems), buffers, LaunchersOf(problem.Features!.Key.Activation, problem.Causal),
+                    LaunchersOf(problem.Features.Query.Activation, problem.Causal), FormOf(problem.Features.Query), FormOf(problem.Features.Key)).Run();
+            }
+        }
+    }
+
+    /// <inheritdoc/>
+    public void Append(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        Forward(WithLengths(problem, 0, problem.Shape.KeyLength) with { WantsFinalState = true }, buffers);
+    }
+
+    /// <inheritdoc/>
+    public void Read(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        Forward(WithLengths(problem, problem.Shape.QueryLength, 0) with { WantsFinalState = false }, buffers);
+    }
+
+    /// <inheritdoc/>
+    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
+        throw new NotSupportedException("The device engine has no backward pass yet.");
+
+    /// <summary>Waits for the stream and frees the engine's device memory.</summary>
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                FreeForms();
+            }
+        }
+    }
+
+    /// <summary>Groups of a kernel whose threads stride over any number of elements.</summary>
+    internal static int ScanGroups(Accelerator accelerator, long elements, int groupSize) =>
+        (int)Math.Min(((elements - 1) / groupSize) + 1, (long)accelerator.NumMultiprocessors * ScanGroupsPerMultiprocessor);
+
+    private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
+    {
+        AttentionShape s = problem.Shape;
+        return problem with
+        {
+            Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension),
+            Causal = false,
+        };
+    }
+
+    private void ThrowUnlessSupported(AttentionProblem problem)
+    {
+        EngineSupport support = Supports(problem);
+        if (!support.IsSupported)
+        {
+            throw new NotSupportedException($"The device engine cannot run this: {support.Reason}.");
+        }
+    }
+
+    private LinearLaunchers LaunchersOf(FeatureActivation activation, bool causal)
+    {
+        if (!_launchers.TryGetValue((activation, causal), out LinearLaunchers? launchers))
+        {
+            launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(_tiling, activation, causal)!);
+            _launchers.Add((activation, causal), launchers);
+        }
+
+        return launchers;
+    }
+
+    private UploadedForm FormOf(FeatureForm form)
+    {
+        if (!_forms.TryGetValue(form, out UploadedForm? uploaded))
+        {
+            if (_forms.Count > MaxForms)
+            {
+                FreeForms();
+            }
+
+            uploaded = new UploadedForm(_accelerator, _stream, form, _chunk);
+            _forms.Add(form, uploaded);
+        }
+
+        return uploaded;
+    }
+
+    private void FreeForms()
+    {
+        _stream.Synchronize();
+        foreach (UploadedForm form in _forms.Values)
+        {
+            form.Dispose();
+        }
+
+        _forms.Clear();
+    }
+}

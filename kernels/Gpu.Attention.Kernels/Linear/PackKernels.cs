@@ -1,0 +1,113 @@
+using ILGPU;
+
+namespace Gpu.Attention;
+
+/// <summary>What the kernels of <see cref="PackKernels"/> read and write.</summary>
+internal struct PackArguments
+{
+    /// <summary>The workspace; offsets count its floats.</summary>
+    public ArrayView<float> Workspace;
+
+    /// <summary>Queries, keys or values.</summary>
+    public DeviceTensor Source;
+
+    /// <summary>Which rows an item is.</summary>
+    public ItemMap Items;
+
+    /// <summary>The form that rows are packed for; not for values.</summary>
+    public DeviceForm Form;
+
+    /// <summary>The sizes.</summary>
+    public PaddedSizes Sizes;
+
+    /// <summary>Receives <c>X'ᵀ</c>, <c>[item, d↑, C]</c>, or values, <c>[item, C, dv↑]</c>.</summary>
+    public long Target;
+
+    /// <summary>Receives <c>−β|x'|² + u·x</c>, <c>[item, C]</c>.</summary>
+    public long RowTerms;
+}
+
+/// <summary>
+/// Copies chunks out of the caller's tensors into the workspace: aligned, padded with zeros, and rows already through the form's affine map
+/// <c>x' = P x + p</c>. A group takes a chunk of one head.
+/// </summary>
+internal static class PackKernels
+{
+    /// <summary>Rows of queries or keys, transposed, with the term that all features of a row share. A thread takes a row.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Rows<TTile>(PackArguments arguments)
+        where TTile : unmanaged, ITileSize
+    {
+        int item = Grid.IdxX / arguments.Items.HeadGroup;
+        int member = Grid.IdxX % arguments.Items.HeadGroup;
+        int tokens = arguments.Items.Tokens(item, TTile.Edge);
+        long rows = arguments.Items.Row(arguments.Source, item, member, TTile.Edge);
+        long target = arguments.Target + ((long)Grid.IdxX * arguments.Sizes.PaddedInputs * TTile.Edge);
+        DeviceForm form = arguments.Form;
+        ArrayView<float> x = arguments.Source.Elements;
+        for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+        {
+            long row = rows + (token * arguments.Source.TokenStride);
+            int inputs = token < tokens ? arguments.Sizes.Inputs : 0;
+            float norm = 0;
+            float linear = 0;
+            for (int i = 0; i < inputs; i++)
+            {
+                float value = x[row + i];
+                if (form.Linear >= 0)
+                {
+                    linear += form.Elements[form.Linear + i] * value;
+                }
+
+                if (form.PreMatrix >= 0)
+                {
+                    value = 0;
+                    for (int k = 0; k < inputs; k++)
+                    {
+                        value += form.Elements[form.PreMatrix + (i * inputs) + k] * x[row + k];
+                    }
+                }
+
+                if (form.PreOffset >= 0)
+                {
+                    value += form.Elements[form.PreOffset + i];
+                }
+
+                norm += value * value;
+                arguments.Workspace[target + ((long)i * TTile.Edge) + token] = value;
+            }
+
+            for (int i = inputs; i < arguments.Sizes.PaddedInputs; i++)
+            {
+                arguments.Workspace[target + ((long)i * TTile.Edge) + token] = 0;
+            }
+
+            // β = 0 must not meet a norm that overflows.
+            float term = form.NormCoefficient == 0 ? linear : linear - (form.NormCoefficient * norm);
+            arguments.Workspace[arguments.RowTerms + ((long)Grid.IdxX * TTile.Edge) + token] = term;
+        }
+    }
+
+    /// <summary>Rows of values.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Values<TTile>(PackArguments arguments)
+        where TTile : unmanaged, ITileSize
+    {
+        int tokens = arguments.Items.Tokens(Grid.IdxX, TTile.Edge);
+        long rows = arguments.Items.Row(arguments.Source, Grid.IdxX, 0, TTile.Edge);
+        int width = arguments.Sizes.PaddedValues;
+        long target = arguments.Target + ((long)Grid.IdxX * TTile.Edge * width);
+        for (int i = Group.IdxX; i < TTile.Edge * width; i += Group.DimX)
+        {
+            int token = i / width;
+            int column = i - (token * width);
+            float value = 0;
+            if (token < tokens && column < arguments.Sizes.Values)
+            {
+                value = arguments.Source.Elements[rows + (token * arguments.Source.TokenStride) + column];
+            }
+
+            arguments.Workspace[target + i] = value;
+        }
+    }
+}

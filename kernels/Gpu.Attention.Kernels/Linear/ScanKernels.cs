@@ -1,0 +1,243 @@
+using ILGPU;
+using ILGPU.Algorithms;
+
+namespace Gpu.Attention;
+
+/// <summary>What the kernels of <see cref="ScanKernels"/> read and write; offsets count floats of the workspace.</summary>
+internal struct ScanArguments
+{
+    /// <summary>The workspace.</summary>
+    public ArrayView<float> Workspace;
+
+    /// <summary>The caller's state, read by <see cref="ScanKernels.Import"/> and written by <see cref="ScanKernels.Export"/>.</summary>
+    public DeviceState Caller;
+
+    /// <summary>Non-zero when there is a caller's state to import.</summary>
+    public int HasCaller;
+
+    /// <summary>Non-zero in the exponential family.</summary>
+    public int IsLogarithmic;
+
+    /// <summary>The caller's chain that the first chain here is.</summary>
+    public int FirstChain;
+
+    /// <summary>Chains.</summary>
+    public int Chains;
+
+    /// <summary>Chunks of each chain, one item each.</summary>
+    public int Chunks;
+
+    /// <summary>The sizes.</summary>
+    public PaddedSizes Sizes;
+
+    /// <summary>The states' scale c, <c>[chain, r↑]</c>.</summary>
+    public long StateScale;
+
+    /// <summary>The largest log feature so far, <c>[chain, r↑]</c>.</summary>
+    public long StateTop;
+
+    /// <summary>The states' z, <c>[chain, r↑]</c>.</summary>
+    public long StateNormalizers;
+
+    /// <summary>The states' S, <c>[chain, r↑, dv↑]</c>.</summary>
+    public long StateSums;
+
+    /// <summary>ρ of the chunk's first key, <c>[item, r↑]</c>; replaced by the scale s that the chunk is read at.</summary>
+    public long First;
+
+    /// <summary>Δ's scale, <c>[item, r↑]</c>; replaced by the factor on Δ when it is added.</summary>
+    public long Reference;
+
+    /// <summary>The chunk's largest log feature, <c>[item, r↑]</c>; replaced by the factor on the state before the chunk is read.</summary>
+    public long Top;
+
+    /// <summary>Receives the factor on the state after the chunk was read, <c>[item, r↑]</c>.</summary>
+    public long After;
+
+    /// <summary>Δ's normalisers, <c>[item, r↑]</c>; replaced by the state's before the chunk.</summary>
+    public long Normalizers;
+
+    /// <summary>Δ, <c>[item, r↑, dv↑]</c>; replaced by the state's sums before the chunk.</summary>
+    public long Sums;
+}
+
+/// <summary>
+/// The exclusive scan of the chunks' sums. Before a chunk <c>S ← e^{c−s}S</c> with <c>s = max(c, ρ)</c>, which its readers get; after it
+/// <c>S ← e^{s−c'}S + e^{ρ'−c'}Δ</c> with <c>c' = max(s, ρ')</c>, where ρ' is ρ unless the chunk is steep.
+/// </summary>
+/// <remarks>A thread takes a row or four of its elements through all chunks; any number of groups, of any size.</remarks>
+internal static class ScanKernels
+{
+    /// <summary>The state before the first key: the caller's, or nothing.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Import(ScanArguments arguments)
+    {
+        PaddedSizes sizes = arguments.Sizes;
+        long rows = (long)arguments.Chains * sizes.PaddedFeatures;
+        for (long at = FirstThread(); at < rows * sizes.PaddedValues; at += Threads())
+        {
+            long row = at / sizes.PaddedValues;
+            int value = (int)(at - (row * sizes.PaddedValues));
+            int chain = (int)(row / sizes.PaddedFeatures);
+            int feature = (int)(row - ((long)chain * sizes.PaddedFeatures));
+            long source = ((long)(arguments.FirstChain + chain) * sizes.Features) + feature;
+            bool isThere = arguments.HasCaller != 0 && feature < sizes.Features;
+            float sum = 0;
+            if (isThere && value < sizes.Values)
+            {
+                sum = arguments.Caller.Sums[arguments.Caller.SumsStart + (source * sizes.Values) + value];
+            }
+
+            arguments.Workspace[arguments.StateSums + at] = sum;
+            if (value == 0)
+            {
+                float normalizer = 0;
+                float scale = feature < sizes.Features ? float.NegativeInfinity : 0;
+                if (isThere)
+                {
+                    normalizer = arguments.Caller.Normalizers[arguments.Caller.NormalizersStart + source];
+                    if (arguments.IsLogarithmic != 0)
+                    {
+                        scale = arguments.Caller.LogScale[arguments.Caller.LogScaleStart + source];
+                    }
+                }
+
+                arguments.Workspace[arguments.StateNormalizers + row] = normalizer;
+                arguments.Workspace[arguments.StateScale + row] = scale;
+                arguments.Workspace[arguments.StateTop + row] = scale;
+            }
+        }
+    }
+
+    /// <summary>The state after the last key, at the scale of the largest log feature.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Export(ScanArguments arguments)
+    {
+        PaddedSizes sizes = arguments.Sizes;
+        long count = (long)arguments.Chains * sizes.Features * sizes.Values;
+        for (long at = FirstThread(); at < count; at += Threads())
+        {
+            long row = at / sizes.Values;
+            int value = (int)(at - (row * sizes.Values));
+            int chain = (int)(row / sizes.Features);
+            long padded = ((long)chain * sizes.PaddedFeatures) + (row - ((long)chain * sizes.Features));
+            long target = ((long)arguments.FirstChain * sizes.Features) + row;
+            float top = arguments.Workspace[arguments.StateTop + padded];
+            float factor = 1;
+            if (arguments.IsLogarithmic != 0 && !(top == float.NegativeInfinity))
+            {
+                factor = XMath.Exp(arguments.Workspace[arguments.StateScale + padded] - top);
+            }
+
+            arguments.Caller.Sums[arguments.Caller.SumsStart + (target * sizes.Values) + value] =
+                factor * arguments.Workspace[arguments.StateSums + (padded * sizes.PaddedValues) + value];
+            if (value == 0)
+            {
+                arguments.Caller.Normalizers[arguments.Caller.NormalizersStart + target] =
+                    factor * arguments.Workspace[arguments.StateNormalizers + padded];
+                if (arguments.IsLogarithmic != 0)
+                {
+                    arguments.Caller.LogScale[arguments.Caller.LogScaleStart + target] = top;
+                }
+            }
+        }
+    }
+
+    /// <summary>Scales, their factors, and the normalisers. A thread takes a feature of a chain.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Scales(ScanArguments arguments)
+    {
+        int width = arguments.Sizes.PaddedFeatures;
+        ArrayView<float> w = arguments.Workspace;
+        for (long row = FirstThread(); row < (long)arguments.Chains * width; row += Threads())
+        {
+            long chain = row / width;
+            long at = (chain * arguments.Chunks * width) + (row - (chain * width));
+            bool isLogarithmic = arguments.IsLogarithmic != 0 && row - (chain * width) < arguments.Sizes.Features;
+            float scale = w[arguments.StateScale + row];
+            float top = w[arguments.StateTop + row];
+            float normalizer = w[arguments.StateNormalizers + row];
+            for (int chunk = 0; chunk < arguments.Chunks; chunk++)
+            {
+                float before = 1;
+                float after = 1;
+                float factor = 1;
+                if (isLogarithmic)
+                {
+                    float first = w[arguments.First + at];
+                    float reference = w[arguments.Reference + at];
+                    float highest = w[arguments.Top + at];
+                    float read = Larger(first, scale);
+                    before = Factor(scale, read);
+                    scale = Larger(reference, read);
+                    after = Factor(read, scale);
+                    factor = Factor(reference, scale);
+                    top = Larger(highest, top);
+                    w[arguments.First + at] = read;
+                }
+
+                w[arguments.Top + at] = before;
+                w[arguments.After + at] = after;
+                w[arguments.Reference + at] = factor;
+                float delta = w[arguments.Normalizers + at];
+                normalizer *= before;
+                w[arguments.Normalizers + at] = normalizer;
+                normalizer = (after * normalizer) + (factor * delta);
+                at += width;
+            }
+
+            w[arguments.StateScale + row] = scale;
+            w[arguments.StateTop + row] = top;
+            w[arguments.StateNormalizers + row] = normalizer;
+        }
+    }
+
+    /// <summary>The sums, by the factors that <see cref="Scales"/> left. A thread takes four elements of a chain.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Sums(ScanArguments arguments)
+    {
+        int width = arguments.Sizes.PaddedFeatures;
+        int valueQuads = arguments.Sizes.PaddedValues / 4;
+        ArrayView<float> w = arguments.Workspace;
+        ArrayView<Float4> quads = w.Cast<Float4>();
+        long chainQuads = (long)width * valueQuads;
+        for (long i = FirstThread(); i < arguments.Chains * chainQuads; i += Threads())
+        {
+            long chain = i / chainQuads;
+            long rest = i - (chain * chainQuads);
+            long factors = (chain * arguments.Chunks * width) + (rest / valueQuads);
+            long at = (arguments.Sums / 4) + (chain * arguments.Chunks * chainQuads) + rest;
+            Float4 state = quads[(arguments.StateSums / 4) + i];
+            for (int chunk = 0; chunk < arguments.Chunks; chunk++)
+            {
+                Float4 delta = quads[at];
+                float before = w[arguments.Top + factors];
+                float after = w[arguments.After + factors];
+                float factor = w[arguments.Reference + factors];
+                state.X *= before;
+                state.Y *= before;
+                state.Z *= before;
+                state.W *= before;
+                quads[at] = state;
+                state.X = (after * state.X) + (factor * delta.X);
+                state.Y = (after * state.Y) + (factor * delta.Y);
+                state.Z = (after * state.Z) + (factor * delta.Z);
+                state.W = (after * state.W) + (factor * delta.W);
+                at += chainQuads;
+                factors += width;
+            }
+
+            quads[(arguments.StateSums / 4) + i] = state;
+        }
+    }
+
+    private static long FirstThread() => ((long)Grid.IdxX * Group.DimX) + Group.IdxX;
+
+    private static long Threads() => (long)Grid.DimX * Group.DimX;
+
+    // A maximum that keeps a NaN of a key.
+    private static float Larger(float key, float other) => key <= other ? other : key;
+
+    // Equal scales may be −∞ both.
+    private static float Factor(float from, float to) => from == to ? 1 : XMath.Exp(from - to);
+}

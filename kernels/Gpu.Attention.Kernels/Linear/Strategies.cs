@@ -1,0 +1,80 @@
+using System.Runtime.CompilerServices;
+using ILGPU.Algorithms;
+
+namespace Gpu.Attention;
+
+/// <summary>The function at the end of a feature map's normal form. A new one is a new struct, not a new kernel.</summary>
+internal interface IActivation
+{
+    /// <summary>True for <c>exp</c>, which is not applied: features are kept as logarithms below a scale.</summary>
+    static abstract bool IsLogarithmic { get; }
+
+    /// <summary>Applies the function; NaN stays NaN.</summary>
+    /// <param name="x">The argument.</param>
+    static abstract float Apply(float x);
+}
+
+/// <summary><c>exp(x)</c>, kept as x.</summary>
+internal struct LogarithmicActivation : IActivation
+{
+    /// <inheritdoc/>
+    public static bool IsLogarithmic => true;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Apply(float x) => x;
+}
+
+/// <summary><c>x + 1</c> above zero, else <c>exp(x)</c>.</summary>
+internal struct EluPlusOneActivation : IActivation
+{
+    /// <inheritdoc/>
+    public static bool IsLogarithmic => false;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Apply(float x) => x > 0 ? x + 1 : XMath.Exp(x);
+}
+
+/// <summary><c>max(x, 0)</c>.</summary>
+internal struct ReluActivation : IActivation
+{
+    /// <inheritdoc/>
+    public static bool IsLogarithmic => false;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Apply(float x) => x < 0 ? 0 : x;
+}
+
+/// <summary><c>x</c>.</summary>
+internal struct IdentityActivation : IActivation
+{
+    /// <inheritdoc/>
+    public static bool IsLogarithmic => false;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Apply(float x) => x;
+}
+
+/// <summary>Which keys a query sees.</summary>
+internal interface IDirection
+{
+    /// <summary>True when a query sees no later key.</summary>
+    static abstract bool IsCausal { get; }
+}
+
+/// <summary>Query i sees keys 0..i.</summary>
+internal struct CausalDirection : IDirection
+{
+    /// <inheritdoc/>
+    public static bool IsCausal => true;
+}
+
+/// <summary>Every query sees every key.</summary>
+internal struct BothDirections : IDirection
+{
+    /// <inheritdoc/>
+    public static bool IsCausal => false;
+}

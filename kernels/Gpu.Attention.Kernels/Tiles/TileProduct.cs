@@ -1,0 +1,79 @@
+using System.Runtime.CompilerServices;
+using ILGPU;
+
+namespace Gpu.Attention;
+
+/// <summary>
+/// <c>Aᵀ B</c> of one tile: A is <c>[inner, C]</c> and B <c>[inner, C]</c>, both read in slices of <see cref="Depth"/> rows through shared
+/// memory, and every thread of the group keeps a block of the <c>C × C</c> sums. Each sum runs over the inner dimension in order.
+/// </summary>
+internal static class TileProduct
+{
+    /// <summary>Rows of a slice.</summary>
+    public const int Depth = 16;
+
+    /// <summary>Adds <c>AᵀB</c> to the thread's block.</summary>
+    /// <param name="block">The sums so far.</param>
+    /// <param name="memory">Holds A and B.</param>
+    /// <param name="a">The first quad of A's columns.</param>
+    /// <param name="aStride">Quads from a row of A to the next.</param>
+    /// <param name="b">The first quad of B's columns.</param>
+    /// <param name="bMemory">Holds B.</param>
+    /// <param name="bStride">Quads from a row of B to the next.</param>
+    /// <param name="inner">The inner dimension, a multiple of <see cref="Depth"/>.</param>
+    /// <param name="left">Shared memory for a slice of A.</param>
+    /// <param name="right">Shared memory for a slice of B.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static TBlock Add<TTile, TBlock>(
+        TBlock block, ArrayView<Float4> memory, long a, int aStride, ArrayView<Float4> bMemory, long b, int bStride, int inner,
+        ArrayView<Float4> left, ArrayView<Float4> right)
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock>
+    {
+        int row = Row<TTile, TBlock>() / 4;
+        int column = Column<TTile, TBlock>() / 4;
+        for (int start = 0; start < inner; start += Depth)
+        {
+            Group.Barrier();
+            Stage<TTile>(memory, a + ((long)start * aStride), aStride, left);
+            Stage<TTile>(bMemory, b + ((long)start * bStride), bStride, right);
+            Group.Barrier();
+            for (int k = 0; k < Depth; k++)
+            {
+                block = TBlock.Outer(block, left, (k * (TTile.Edge / 4)) + row, right, (k * (TTile.Edge / 4)) + column);
+            }
+        }
+
+        return block;
+    }
+
+    /// <summary>Copies <see cref="Depth"/> rows of C columns into shared memory.</summary>
+    /// <param name="source">Where they lie.</param>
+    /// <param name="quad">The first quad.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    /// <param name="target">Shared memory.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Stage<TTile>(ArrayView<Float4> source, long quad, int stride, ArrayView<Float4> target)
+        where TTile : unmanaged, ITileSize
+    {
+        for (int i = Group.IdxX; i < Depth * TTile.Edge / 4; i += Group.DimX)
+        {
+            int row = i / (TTile.Edge / 4);
+            target[i] = source[quad + ((long)row * stride) + (i - (row * (TTile.Edge / 4)))];
+        }
+    }
+
+    /// <summary>The tile's row that the thread's block begins at.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int Row<TTile, TBlock>()
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock> =>
+        Group.IdxX / (TTile.Edge / TBlock.Edge) * TBlock.Edge;
+
+    /// <summary>The tile's column that the thread's block begins at.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static int Column<TTile, TBlock>()
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock> =>
+        Group.IdxX % (TTile.Edge / TBlock.Edge) * TBlock.Edge;
+}

@@ -1,0 +1,107 @@
+using Gpu.Attention.TestKit;
+using Xunit;
+
+namespace Gpu.Attention.Tests;
+
+/// <summary>Runs an engine with poison in and around everything that it is to write, workspace included.</summary>
+internal static class EngineRun
+{
+    private delegate void Call(AttentionProblem problem, in AttentionBuffers buffers);
+
+    public static float[] Forward(
+        IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value,
+        AttentionState? initialState = null, AttentionState? finalState = null) =>
+        Run(engine.Forward, engine, memory, problem, query, key, value, initialState, finalState);
+
+    /// <summary>Adds keys and values to a state.</summary>
+    public static void Append(
+        IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] key, float[] value, AttentionState state) =>
+        Run(engine.Append, engine, memory, WithLengths(problem, 0, problem.Shape.KeyLength), [], key, value, state, state);
+
+    /// <summary>Reads a state with queries.</summary>
+    public static float[] Read(IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, AttentionState state) =>
+        Run(engine.Read, engine, memory, WithLengths(problem, problem.Shape.QueryLength, 0), query, [], [], state, null);
+
+    public static AttentionState State(AttentionProblem problem) => new(
+        problem.Shape.Batch, problem.Shape.KeyHeads, problem.Features!.FeatureDimension, problem.Shape.ValueDimension, problem.Features.Family);
+
+    private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
+    {
+        AttentionShape s = problem.Shape;
+        return problem with { Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension) };
+    }
+
+    private static float[] Run(
+        Call call, IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value,
+        AttentionState? initialState, AttentionState? finalState)
+    {
+        problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalState is not null };
+        AttentionShape shape = problem.Shape;
+        using PlacedBuffer q = memory.Place(new PoisonedBuffer(query, misalignment: 1));
+        using PlacedBuffer k = memory.Place(new PoisonedBuffer(key, misalignment: 3));
+        using PlacedBuffer v = memory.Place(new PoisonedBuffer(value, misalignment: 5));
+        using PlacedBuffer o = memory.Place(new PoisonedBuffer(shape.OutputElements, misalignment: 7));
+        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer((engine.WorkspaceBytes(problem) + 3) / 4, misalignment: 1));
+        using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
+
+        // The state that comes in may be the one that goes out.
+        bool inPlace = ReferenceEquals(initialState, finalState);
+        using PlacedState? separate = finalState is null || inPlace ? null : new PlacedState(memory, finalState, hasContent: false);
+        PlacedState? final = inPlace ? initial : separate;
+        call(problem, new AttentionBuffers
+        {
+            Query = TensorBuffer.Dense(q.Region, shape.QueryLength, shape.Heads, shape.KeyDimension),
+            Key = TensorBuffer.Dense(k.Region, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
+            Value = TensorBuffer.Dense(v.Region, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
+            Output = TensorBuffer.Dense(o.Region, shape.QueryLength, shape.Heads, shape.ValueDimension),
+            InitialState = initial?.Buffers ?? default,
+            FinalState = final?.Buffers ?? default,
+            Workspace = workspace.Region,
+        });
+        foreach (PlacedBuffer buffer in new[] { q, k, v, o, workspace })
+        {
+            buffer.Refresh();
+        }
+
+        final?.CopyTo(finalState!);
+        o.Image.RequireFullyWritten();
+        workspace.Image.RequireGuardsIntact();
+        Assert.Equal(query, q.Image.Span.ToArray());
+        Assert.Equal(key, k.Image.Span.ToArray());
+        Assert.Equal(value, v.Image.Span.ToArray());
+        return o.Image.Span.ToArray();
+    }
+
+    /// <summary>A state in an engine's memory.</summary>
+    private sealed class PlacedState(EngineMemory memory, AttentionState state, bool hasContent) : IDisposable
+    {
+        private readonly PlacedBuffer _logScale = Place(memory, state.LogScale, hasContent);
+        private readonly PlacedBuffer _sums = Place(memory, state.Sums, hasContent);
+        private readonly PlacedBuffer _normalizers = Place(memory, state.Normalizers, hasContent);
+
+        public StateBuffers Buffers => new(_logScale.Region, _sums.Region, _normalizers.Region);
+
+        public void CopyTo(AttentionState target)
+        {
+            foreach (PlacedBuffer part in new[] { _logScale, _sums, _normalizers })
+            {
+                part.Refresh();
+                part.Image.RequireFullyWritten();
+            }
+
+            _logScale.Image.Span.CopyTo(target.LogScale);
+            _sums.Image.Span.CopyTo(target.Sums);
+            _normalizers.Image.Span.CopyTo(target.Normalizers);
+        }
+
+        public void Dispose()
+        {
+            _logScale.Dispose();
+            _sums.Dispose();
+            _normalizers.Dispose();
+        }
+
+        private static PlacedBuffer Place(EngineMemory memory, Span<float> content, bool hasContent) =>
+            memory.Place(hasContent ? new PoisonedBuffer(content, misalignment: 3) : new PoisonedBuffer(content.Length, misalignment: 3));
+    }
+}
