@@ -1,4 +1,6 @@
+using System.Globalization;
 using System.Reflection;
+using System.Text.RegularExpressions;
 using ILGPU.Backends.EntryPoints;
 using ILGPU.Backends.PTX;
 using ILGPU.Runtime.Cuda;
@@ -7,17 +9,27 @@ using Xunit;
 namespace Gpu.Attention.Kernels.Tests;
 
 /// <summary>Compiles kernels to PTX without a GPU or a driver, and reads the text.</summary>
-public class PtxTests
+public sealed partial class PtxTests
 {
+    private static readonly FeatureActivation[] Activations =
+        [FeatureActivation.Exp, FeatureActivation.EluPlusOne, FeatureActivation.Relu, FeatureActivation.Identity];
+
+    /// <summary>Every instantiation that a device is given, by its name.</summary>
+    private static readonly Dictionary<string, MethodInfo> Instantiations = (
+        from tiling in new[] { LinearTiling.Chunk64Block8, LinearTiling.Chunk64Block4 }
+        from activation in Activations
+        from causal in new[] { false, true }
+        from method in LinearEntryPoints.For(tiling, activation, causal)!.Methods
+        select method).Append(new Action<ScaleArguments>(ScaleKernel.Run).Method).DistinctBy(NameOf).ToDictionary(NameOf);
+
     public static TheoryData<string, int, int> Kernels()
     {
-        MethodInfo[] kernels = [new Action<ScaleArguments>(ScaleKernel.Run).Method];
         var data = new TheoryData<string, int, int>();
-        foreach (MethodInfo kernel in kernels)
+        foreach (string kernel in Instantiations.Keys)
         {
             foreach ((int major, int minor) in new[] { (7, 0), (8, 0), (9, 0) })
             {
-                data.Add($"{kernel.DeclaringType!.FullName}.{kernel.Name}", major, minor);
+                data.Add(kernel, major, minor);
             }
         }
 
@@ -28,7 +40,7 @@ public class PtxTests
     [MemberData(nameof(Kernels))]
     public void A_kernel_keeps_to_registers_and_calls_nothing_unresolved(string kernel, int major, int minor)
     {
-        string ptx = Compile(kernel, new CudaArchitecture(major, minor));
+        string ptx = Compile(Instantiations[kernel], new CudaArchitecture(major, minor));
 
         Assert.Contains(".visible .entry", ptx, StringComparison.Ordinal);
 
@@ -41,12 +53,32 @@ public class PtxTests
         // An address space that was not inferred: generic accesses keep the driver from moving loads over stores.
         Assert.Contains("ld.global", ptx, StringComparison.Ordinal);
         Assert.Contains("st.global", ptx, StringComparison.Ordinal);
+        Assert.DoesNotMatch(GenericAccess(), ptx);
+
+        Assert.True(SharedBytes(ptx) <= 48 * 1024, $"{SharedBytes(ptx)} bytes of shared memory");
+        if (Instantiations[kernel].DeclaringType is { } type && (type == typeof(KeyKernel) || type == typeof(QueryKernel) || type == typeof(ReadKernel)))
+        {
+            Assert.Contains("ld.global.v4", ptx, StringComparison.Ordinal);
+            Assert.Contains("ld.shared.v4", ptx, StringComparison.Ordinal);
+            Assert.Contains("st.shared.v4", ptx, StringComparison.Ordinal);
+        }
     }
 
-    private static string Compile(string kernel, CudaArchitecture architecture)
+    // "ld.f32 ...": the address space is missing.
+    [GeneratedRegex(@"\b(ld|st)\.(v[24]\.)?[fbsu](8|16|32|64)\b")]
+    private static partial Regex GenericAccess();
+
+    [GeneratedRegex(@"\.shared \.align \d+ \.b8 \S+\[(\d+)\]")]
+    private static partial Regex SharedArray();
+
+    private static int SharedBytes(string ptx) =>
+        SharedArray().Matches(ptx).Sum(match => int.Parse(match.Groups[1].Value, CultureInfo.InvariantCulture));
+
+    private static string NameOf(MethodInfo method) =>
+        $"{method.DeclaringType!.Name}.{method.Name}<{string.Join(", ", method.GetGenericArguments().Select(type => type.Name))}>";
+
+    private static string Compile(MethodInfo method, CudaArchitecture architecture)
     {
-        int dot = kernel.LastIndexOf('.');
-        MethodInfo method = typeof(ScaleKernel).Assembly.GetType(kernel[..dot])!.GetMethod(kernel[(dot + 1)..])!;
         using var backend = new PTXBackend(AcceleratorList.Context, architecture, new CudaInstructionSet(8, 8), null!);
         var compiled = (PTXCompiledKernel)backend.Compile(EntryPointDescription.FromExplicitlyGroupedKernel(method), default);
         return compiled.PTXAssembly;

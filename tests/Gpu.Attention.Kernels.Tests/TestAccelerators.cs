@@ -13,6 +13,21 @@ internal static class TestAccelerators
     private static readonly Lazy<Context> OpenCLContext = new(() => Context.Create(builder =>
         builder.EnableAlgorithms().Optimize(OptimizationLevel.O2).OpenCL(device => AcceleratorList.Refuse(device) is null || TryPatchPocl(device))));
 
+    private static readonly Lock SharedLock = new();
+    private static readonly Dictionary<string, Accelerator> Shared = [];
+
+    /// <summary>
+    /// A simulator that tests share and nobody disposes. Kernels are compiled once an accelerator, and to compile them anew for each of hundreds of
+    /// tests would take most of their time.
+    /// </summary>
+    public static Accelerator SharedSimulator(int warpSize, int warps) => Share($"{warpSize} x {warps}", () => OpenSimulator(warpSize, warps));
+
+    /// <summary>An OpenCL device that tests share.</summary>
+    public static Accelerator SharedOpenCL() => Share("OpenCL", OpenOpenCL);
+
+    /// <summary>A CUDA device that tests share.</summary>
+    public static Accelerator SharedCuda() => Share("CUDA", OpenCuda);
+
     /// <summary>One simulated multiprocessor whose groups have up to <paramref name="warpSize"/> × <paramref name="warps"/> threads.</summary>
     public static Accelerator OpenSimulator(int warpSize, int warps) =>
         new CPUDevice(warpSize, warps, 1).CreateCPUAccelerator(AcceleratorList.Context);
@@ -34,6 +49,19 @@ internal static class TestAccelerators
         Context.DeviceCollection<CLDevice> devices = OpenCLContext.Value.GetCLDevices();
         Assert.SkipWhen(devices.Count == 0, string.Join("; ", found.DefaultIfEmpty(AcceleratorList.WhyNone(AcceleratorType.OpenCL))));
         return devices[0].CreateCLAccelerator(OpenCLContext.Value);
+    }
+
+    private static Accelerator Share(string key, Func<Accelerator> open)
+    {
+        lock (SharedLock)
+        {
+            if (!Shared.TryGetValue(key, out Accelerator? accelerator))
+            {
+                Shared.Add(key, accelerator = open());
+            }
+
+            return accelerator;
+        }
     }
 
     /// <summary>

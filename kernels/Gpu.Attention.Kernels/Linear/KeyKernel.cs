@@ -120,10 +120,15 @@ internal static class KeyKernel
             for (int token = 0; token < TTile.Edge; token += 4)
             {
                 Float4 kept;
-                kept.X = Feature<TTile, TActivation>(arguments, elements, token, i, tokens, isPadding, terms, offset, reference, ref sum);
-                kept.Y = Feature<TTile, TActivation>(arguments, elements, token + 1, i, tokens, isPadding, terms, offset, reference, ref sum);
-                kept.Z = Feature<TTile, TActivation>(arguments, elements, token + 2, i, tokens, isPadding, terms, offset, reference, ref sum);
-                kept.W = Feature<TTile, TActivation>(arguments, elements, token + 3, i, tokens, isPadding, terms, offset, reference, ref sum);
+                kept.X = Feature<TTile, TActivation>(arguments, elements, token, i, tokens, isPadding, terms, offset, reference);
+                kept.Y = Feature<TTile, TActivation>(arguments, elements, token + 1, i, tokens, isPadding, terms, offset, reference);
+                kept.Z = Feature<TTile, TActivation>(arguments, elements, token + 2, i, tokens, isPadding, terms, offset, reference);
+                kept.W = Feature<TTile, TActivation>(arguments, elements, token + 3, i, tokens, isPadding, terms, offset, reference);
+                int place = (token * TTile.Edge) + i;
+                sum += elements[place];
+                sum += elements[place + TTile.Edge];
+                sum += elements[place + (2 * TTile.Edge)];
+                sum += elements[place + (3 * TTile.Edge)];
                 if (TDirection.IsCausal)
                 {
                     quads[target + (token / 4)] = kept;
@@ -173,10 +178,9 @@ internal static class KeyKernel
         }
     }
 
-    /// <summary>Puts a feature in place of its argument, adds it to a sum, and returns what a causal reader is to have of it.</summary>
+    /// <summary>Puts a feature in place of its argument, and returns what a causal reader is to have of it.</summary>
     private static float Feature<TTile, TActivation>(
-        KeyArguments arguments, ArrayView<float> elements, int token, int column, int tokens, bool isPadding, long terms, float offset, float reference,
-        ref float sum)
+        KeyArguments arguments, ArrayView<float> elements, int token, int column, int tokens, bool isPadding, long terms, float offset, float reference)
         where TTile : unmanaged, ITileSize
         where TActivation : unmanaged, IActivation
     {
@@ -200,7 +204,6 @@ internal static class KeyKernel
         }
 
         elements[at] = feature;
-        sum += feature;
         return kept;
     }
 }

@@ -54,7 +54,12 @@ internal sealed class LinearPlan
         First = Take(keyItems * rows);
         Reference = Take(keyItems * rows);
         Top = Take(keyItems * rows);
+        ReadScale = Take(keyItems * rows);
+        Before = Take(keyItems * rows);
         After = Take(keyItems * rows);
+        Factor = Take(keyItems * rows);
+        ReadNormalizers = Take(keyItems * rows);
+        ReadSums = Take(problem.Causal ? keyItems * rows * Sizes.PaddedValues : 0);
         KeyFeatures = Take(problem.Causal ? keyItems * rows * chunk : 0);
         Steep = Take(problem.Causal ? keyItems * tiles : 0);
         long afterKeys = _floats;
@@ -110,7 +115,17 @@ internal sealed class LinearPlan
 
     public long Top { get; }
 
+    public long ReadScale { get; }
+
+    public long Before { get; }
+
     public long After { get; }
+
+    public long Factor { get; }
+
+    public long ReadNormalizers { get; }
+
+    public long ReadSums { get; }
 
     public long KeyFeatures { get; }
 

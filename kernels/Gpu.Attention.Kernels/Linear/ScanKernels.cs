@@ -42,30 +42,51 @@ internal struct ScanArguments
     /// <summary>The states' S, <c>[chain, r↑, dv↑]</c>.</summary>
     public long StateSums;
 
-    /// <summary>ρ of the chunk's first key, <c>[item, r↑]</c>; replaced by the scale s that the chunk is read at.</summary>
+    /// <summary>Reads ρ of the chunk's first key, <c>[item, r↑]</c>.</summary>
     public long First;
 
-    /// <summary>Δ's scale, <c>[item, r↑]</c>; replaced by the factor on Δ when it is added.</summary>
+    /// <summary>Reads Δ's scale, <c>[item, r↑]</c>.</summary>
     public long Reference;
 
-    /// <summary>The chunk's largest log feature, <c>[item, r↑]</c>; replaced by the factor on the state before the chunk is read.</summary>
+    /// <summary>Reads the chunk's largest log feature, <c>[item, r↑]</c>.</summary>
     public long Top;
+
+    /// <summary>Reads Δ's normalisers, <c>[item, r↑]</c>.</summary>
+    public long Normalizers;
+
+    /// <summary>Reads Δ, <c>[item, r↑, dv↑]</c>.</summary>
+    public long Sums;
+
+    /// <summary>Receives the scale s that the chunk is read at, <c>[item, r↑]</c>.</summary>
+    public long ReadScale;
+
+    /// <summary>Receives the factor on the state before the chunk is read, <c>[item, r↑]</c>.</summary>
+    public long Before;
 
     /// <summary>Receives the factor on the state after the chunk was read, <c>[item, r↑]</c>.</summary>
     public long After;
 
-    /// <summary>Δ's normalisers, <c>[item, r↑]</c>; replaced by the state's before the chunk.</summary>
-    public long Normalizers;
+    /// <summary>Receives the factor on Δ when it is added, <c>[item, r↑]</c>.</summary>
+    public long Factor;
 
-    /// <summary>Δ, <c>[item, r↑, dv↑]</c>; replaced by the state's sums before the chunk.</summary>
-    public long Sums;
+    /// <summary>Receives the state's normalisers before the chunk, <c>[item, r↑]</c>.</summary>
+    public long ReadNormalizers;
+
+    /// <summary>Causal: receives the state's sums before the chunk, <c>[item, r↑, dv↑]</c>.</summary>
+    public long ReadSums;
+
+    /// <summary>Non-zero when chunks are read: the scan is causal.</summary>
+    public int IsCausal;
 }
 
 /// <summary>
 /// The exclusive scan of the chunks' sums. Before a chunk <c>S ← e^{c−s}S</c> with <c>s = max(c, ρ)</c>, which its readers get; after it
 /// <c>S ← e^{s−c'}S + e^{ρ'−c'}Δ</c> with <c>c' = max(s, ρ')</c>, where ρ' is ρ unless the chunk is steep.
 /// </summary>
-/// <remarks>A thread takes a row or four of its elements through all chunks; any number of groups, of any size.</remarks>
+/// <remarks>
+/// <para>A thread takes a row or four of its elements through all chunks; any number of groups, of any size.</para>
+/// <para>Nothing is scanned in place: ILGPU's optimiser moves a load down to its use, past a store to the same element.</para>
+/// </remarks>
 internal static class ScanKernels
 {
     /// <summary>The state before the first key: the caller's, or nothing.</summary>
@@ -159,6 +180,7 @@ internal static class ScanKernels
             float normalizer = w[arguments.StateNormalizers + row];
             for (int chunk = 0; chunk < arguments.Chunks; chunk++)
             {
+                float read = 0;
                 float before = 1;
                 float after = 1;
                 float factor = 1;
@@ -167,21 +189,21 @@ internal static class ScanKernels
                     float first = w[arguments.First + at];
                     float reference = w[arguments.Reference + at];
                     float highest = w[arguments.Top + at];
-                    float read = Larger(first, scale);
+                    read = Larger(first, scale);
                     before = Factor(scale, read);
                     scale = Larger(reference, read);
                     after = Factor(read, scale);
                     factor = Factor(reference, scale);
                     top = Larger(highest, top);
-                    w[arguments.First + at] = read;
                 }
 
-                w[arguments.Top + at] = before;
+                w[arguments.ReadScale + at] = read;
+                w[arguments.Before + at] = before;
                 w[arguments.After + at] = after;
-                w[arguments.Reference + at] = factor;
+                w[arguments.Factor + at] = factor;
                 float delta = w[arguments.Normalizers + at];
                 normalizer *= before;
-                w[arguments.Normalizers + at] = normalizer;
+                w[arguments.ReadNormalizers + at] = normalizer;
                 normalizer = (after * normalizer) + (factor * delta);
                 at += width;
             }
@@ -207,18 +229,23 @@ internal static class ScanKernels
             long rest = i - (chain * chainQuads);
             long factors = (chain * arguments.Chunks * width) + (rest / valueQuads);
             long at = (arguments.Sums / 4) + (chain * arguments.Chunks * chainQuads) + rest;
+            long read = (arguments.ReadSums - arguments.Sums) / 4;
             Float4 state = quads[(arguments.StateSums / 4) + i];
             for (int chunk = 0; chunk < arguments.Chunks; chunk++)
             {
                 Float4 delta = quads[at];
-                float before = w[arguments.Top + factors];
+                float before = w[arguments.Before + factors];
                 float after = w[arguments.After + factors];
-                float factor = w[arguments.Reference + factors];
+                float factor = w[arguments.Factor + factors];
                 state.X *= before;
                 state.Y *= before;
                 state.Z *= before;
                 state.W *= before;
-                quads[at] = state;
+                if (arguments.IsCausal != 0)
+                {
+                    quads[at + read] = state;
+                }
+
                 state.X = (after * state.X) + (factor * delta.X);
                 state.Y = (after * state.Y) + (factor * delta.Y);
                 state.Z = (after * state.Z) + (factor * delta.Z);
