@@ -57,11 +57,12 @@ public sealed class SimulatedBlock4Tests() : IlgpuEngineTests(
 }
 
 /// <summary>On OpenCL as devices run it.</summary>
+[Collection("OpenCL")]
 public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions())
 {
     private protected override int MaxLength => 200;
 
-    private protected override int Cases(int full) => Math.Min(full, 8);
+    private protected override int Cases(int full) => Math.Min(full, 4);
 
     // Too long for the oracles; the host engine is held against them, and is an implementation of its own.
     [Theory]
@@ -87,6 +88,7 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
 }
 
 /// <summary>On OpenCL with 4 × 4 sums a thread.</summary>
+[Collection("OpenCL")]
 public sealed class OpenCLBlock4Tests() : IlgpuEngineTests(
     TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk64Block4 })
 {

@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using ILGPU.Runtime;
 
 namespace Gpu.Attention;
@@ -19,7 +20,8 @@ internal sealed record IlgpuEngineOptions
 /// <remarks>
 /// <para>Regions are device memory: <see cref="MemoryRegion.Owner"/> is a <see cref="MemoryBuffer"/> of the accelerator and
 /// <see cref="MemoryRegion.Address"/> a byte offset in it, the workspace's too.</para>
-/// <para>Calls enqueue on the stream and return: results are there when it is synchronised. Concurrent calls take turns.</para>
+/// <para>Calls enqueue on the stream and return: results are there when it is synchronised. Concurrent calls take turns, those of
+/// other engines on the accelerator included.</para>
 /// </remarks>
 internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
 {
@@ -33,7 +35,10 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
 
     private const int ScanGroupsPerMultiprocessor = 16;
 
-    private readonly Lock _lock = new();
+    // A kernel object and its arguments are the accelerator's, whichever engine launches it.
+    private static readonly ConditionalWeakTable<Accelerator, Lock> Locks = [];
+
+    private readonly Lock _lock;
     private readonly Accelerator _accelerator;
     private readonly AcceleratorStream _stream;
     private readonly LinearTiling _tiling;
@@ -52,6 +57,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         ArgumentNullException.ThrowIfNull(accelerator);
         options ??= new IlgpuEngineOptions();
         _accelerator = accelerator;
+        _lock = Locks.GetValue(accelerator, static _ => new Lock());
         _stream = options.Stream ?? accelerator.DefaultStream;
         _tiling = options.Tiling
             ?? (accelerator.AcceleratorType == AcceleratorType.CPU ? LinearTiling.Chunk16Block8 : LinearTiling.Chunk64Block8);
