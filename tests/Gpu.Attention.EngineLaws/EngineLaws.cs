@@ -1,5 +1,4 @@
 using Gpu.Attention.TestKit;
-using Xunit;
 
 namespace Gpu.Attention.Tests;
 

@@ -1,5 +1,4 @@
 using ILGPU.Runtime;
-using Xunit;
 
 namespace Gpu.Attention.Kernels.Tests;
 

@@ -1,5 +1,4 @@
 using System.Reflection;
-using Xunit;
 
 namespace Gpu.Attention.Kernels.Tests;
 

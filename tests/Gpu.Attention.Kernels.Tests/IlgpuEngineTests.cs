@@ -1,7 +1,6 @@
 using Gpu.Attention.TestKit;
 using Gpu.Attention.Tests;
 using ILGPU.Runtime;
-using Xunit;
 
 namespace Gpu.Attention.Kernels.Tests;
 

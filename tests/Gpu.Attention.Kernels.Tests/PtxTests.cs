@@ -4,7 +4,6 @@ using System.Text.RegularExpressions;
 using ILGPU.Backends.EntryPoints;
 using ILGPU.Backends.PTX;
 using ILGPU.Runtime.Cuda;
-using Xunit;
 
 namespace Gpu.Attention.Kernels.Tests;
 

@@ -1,6 +1,5 @@
 using ILGPU;
 using ILGPU.Runtime;
-using Xunit;
 
 namespace Gpu.Attention.Kernels.Tests;
 

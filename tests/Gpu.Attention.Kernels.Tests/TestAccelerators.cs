@@ -3,7 +3,6 @@ using ILGPU;
 using ILGPU.Runtime;
 using ILGPU.Runtime.CPU;
 using ILGPU.Runtime.OpenCL;
-using Xunit;
 
 namespace Gpu.Attention.Kernels.Tests;
 
