@@ -122,7 +122,7 @@ public abstract class EngineLaws
         float[] q = [.. Enumerable.Repeat(15f, 40)];
         float[] k = [.. Enumerable.Range(0, 40).Select(i => i < 2 ? first : first + 55)];
         float[] v = TestData.Normal(3, 40);
-        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+        Tolerance.Require(problem, q, k, v, Forward(Engine, problem, q, k, v));
     }
 
     [Theory]
@@ -134,7 +134,7 @@ public abstract class EngineLaws
         var form = new FeatureForm { InputDimension = 3, FeatureDimension = 3, Activation = FeatureActivation.Exp, Offset = [0, float.NegativeInfinity, 1] };
         var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = causal };
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 7);
-        Tolerance.Require(problem, q, k, v, EngineRun.Forward(Engine, problem, q, k, v));
+        Tolerance.Require(problem, q, k, v, Forward(Engine, problem, q, k, v));
     }
 
     // φ(q)·φ(k) = e^-89.2, a subnormal number whose reciprocal float32 does not have.
@@ -144,7 +144,7 @@ public abstract class EngineLaws
         var shape = new AttentionShape(1, 4, 1, 1);
         AttentionProblem problem = Maps.Problem("elu", shape, causal: true);
         float[] rows = [-44.6f, -44.6f, -44.6f, -44.6f];
-        Assert.All(EngineRun.Forward(Engine, problem, rows, rows, [3, 3, 3, 3]), x => Assert.Equal(3, x, 1e-3f));
+        Assert.All(Forward(Engine, problem, rows, rows, [3, 3, 3, 3]), x => Assert.Equal(3, x, 1e-3f));
     }
 
     [Theory]
@@ -235,10 +235,10 @@ public abstract class EngineLaws
             k.AsSpan(token * 16, 16).Fill(token == 5 ? 0 : 7 + (0.001f * token));
         }
 
-        float[] before = EngineRun.Forward(Engine, problem, q, k, v);
+        float[] before = Forward(Engine, problem, q, k, v);
         Tolerance.Require(problem, q, k, v, before);
         k.AsSpan(changed * 16, 16).Fill(replacement);
-        RequireSameBits(before.AsSpan(0, changed * 16), EngineRun.Forward(Engine, problem, q, k, v).AsSpan(0, changed * 16));
+        RequireSameBits(before.AsSpan(0, changed * 16), Forward(Engine, problem, q, k, v).AsSpan(0, changed * 16));
     }
 
     [Theory]
@@ -349,11 +349,11 @@ public abstract class EngineLaws
     [MemberData(nameof(MapsAndDirections))]
     public void A_wanted_final_state_changes_no_bit_of_the_output(string map, bool causal)
     {
-        var shape = new AttentionShape(1, 150, 150, 2, 1, 12, 10);
+        var shape = new AttentionShape(1, Limit(150), Limit(150), 2, 1, 12, 10);
         AttentionProblem problem = Maps.Problem(map, shape, causal);
         (float[] q, float[] k, float[] v) = Inputs(map, shape, 38);
         RequireSameBits(
-            EngineRun.Forward(Engine, problem, q, k, v), EngineRun.Forward(Engine, problem, q, k, v, null, EngineRun.State(problem)));
+            Forward(Engine, problem, q, k, v), Forward(Engine, problem, q, k, v, null, EngineRun.State(problem)));
     }
 
     [Theory]
@@ -474,7 +474,7 @@ public abstract class EngineLaws
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 37);
         k.AsSpan(at * 16, 16).Fill(float.NaN);
         AttentionState state = EngineRun.State(problem);
-        EngineRun.Forward(Engine, problem, q, k, v, null, state);
+        Forward(Engine, problem, q, k, v, null, state);
         Assert.All(state.LogScale.ToArray(), x => Assert.True(float.IsNaN(x)));
         Assert.All(state.Sums.ToArray(), x => Assert.True(float.IsNaN(x)));
         Assert.All(state.Normalizers.ToArray(), x => Assert.True(float.IsNaN(x)));
