@@ -4,7 +4,7 @@ using ILGPU;
 namespace Gpu.Attention;
 
 /// <summary>A <see cref="TensorBuffer"/> as kernels see it.</summary>
-internal struct DeviceTensor
+internal struct KernelTensor
 {
     /// <summary>The allocation that the tensor lies in.</summary>
     public ArrayView<float> Elements;
@@ -80,7 +80,7 @@ internal struct ItemMap
     /// <param name="member">Its member.</param>
     /// <param name="edge">Tokens in a chunk.</param>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public readonly long Row(DeviceTensor tensor, int item, int member, int edge)
+    public readonly long Row(KernelTensor tensor, int item, int member, int edge)
     {
         int chain = FirstChain + Chain(item);
         return tensor.Row(chain / KeyHeads, Token(item, edge), (chain % KeyHeads * HeadGroup) + member);
@@ -142,6 +142,15 @@ internal struct DeviceState
 
     /// <summary>The element that c begins at.</summary>
     public long LogScaleStart;
+
+    /// <summary>The largest log feature, where c is not that.</summary>
+    public ArrayView<float> Maximum;
+
+    /// <summary>The element that the maximum begins at.</summary>
+    public long MaximumStart;
+
+    /// <summary>Non-zero when there is a maximum beside c.</summary>
+    public int HasMaximum;
 
     /// <summary>S.</summary>
     public ArrayView<float> Sums;

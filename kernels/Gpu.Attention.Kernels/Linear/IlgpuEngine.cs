@@ -118,6 +118,16 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     }
 
     /// <inheritdoc/>
+    public int SegmentMultiple => _chunk;
+
+    /// <inheritdoc/>
+    public long MinimumWorkspaceBytes(AttentionProblem problem)
+    {
+        ThrowUnlessSupported(problem);
+        return new LinearPlan(problem, _chunk, 1).Bytes;
+    }
+
+    /// <inheritdoc/>
     public long WorkspaceBytes(AttentionProblem problem)
     {
         ThrowUnlessSupported(problem);
@@ -137,7 +147,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
             {
                 // The two forms may end in different functions; the key's decide for what both have in common.
                 new LinearPass(
-                    _accelerator, _stream, problem, new LinearPlan(problem, _chunk, _blockItems), buffers, LaunchersOf(problem.Features!.Key.Activation, problem.Causal),
+                    _accelerator, _stream, problem, PlanFor(problem, buffers.Workspace.Length * sizeof(float)), buffers, LaunchersOf(problem.Features!.Key.Activation, problem.Causal),
                     LaunchersOf(problem.Features.Query.Activation, problem.Causal), FormOf(problem.Features.Query), FormOf(problem.Features.Key)).Run();
             }
         }
@@ -195,6 +205,20 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         {
             throw new NotSupportedException($"The device engine cannot run this: {support.Reason}.");
         }
+    }
+
+    /// <summary>The largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
+    private LinearPlan PlanFor(AttentionProblem problem, long workspaceBytes)
+    {
+        int items = _blockItems;
+        var plan = new LinearPlan(problem, _chunk, items);
+        while (plan.Bytes > workspaceBytes && items > 1)
+        {
+            items /= 2;
+            plan = new LinearPlan(problem, _chunk, items);
+        }
+
+        return plan;
     }
 
     private LinearLaunchers LaunchersOf(FeatureActivation activation, bool causal)

@@ -14,10 +14,10 @@ internal sealed class LinearPass
     private readonly LinearLaunchers _queries;
     private readonly DeviceForm _queryForm;
     private readonly DeviceForm _keyForm;
-    private readonly DeviceTensor _query;
-    private readonly DeviceTensor _key;
-    private readonly DeviceTensor _value;
-    private readonly DeviceTensor _output;
+    private readonly KernelTensor _query;
+    private readonly KernelTensor _key;
+    private readonly KernelTensor _value;
+    private readonly KernelTensor _output;
     private readonly ArrayView<float> _workspace;
     private readonly long _start;
     private readonly DeviceState _initial;
@@ -209,7 +209,7 @@ internal sealed class LinearPass
     };
 
     // A kernel's view must be one, used or not.
-    private DeviceState NoState => new() { LogScale = _workspace, Sums = _workspace, Normalizers = _workspace };
+    private DeviceState NoState => new() { LogScale = _workspace, Maximum = _workspace, Sums = _workspace, Normalizers = _workspace };
 
     private ItemMap Items(int firstChain, int firstChunk, int chunks, int headGroup, int length) => new()
     {
@@ -227,15 +227,15 @@ internal sealed class LinearPass
 
     private KernelConfig Strided(long elements) => new(IlgpuEngine.ScanGroups(_accelerator, elements, _keys.GroupSize), _keys.GroupSize);
 
-    private DeviceTensor Tensor(TensorBuffer buffer, string name, long elements)
+    private KernelTensor Tensor(TensorBuffer buffer, string name, long elements)
     {
         if (elements == 0)
         {
-            return new DeviceTensor { Elements = _workspace };
+            return new KernelTensor { Elements = _workspace };
         }
 
         ArrayView<float> view = View(buffer.Memory, name, out long start);
-        return new DeviceTensor
+        return new KernelTensor
         {
             Elements = view,
             Start = start,
@@ -258,6 +258,11 @@ internal sealed class LinearPass
         if (IsLogarithmic)
         {
             device.LogScale = View(state.LogScale, name, out device.LogScaleStart);
+            if (!state.Maximum.IsEmpty)
+            {
+                device.Maximum = View(state.Maximum, name, out device.MaximumStart);
+                device.HasMaximum = 1;
+            }
         }
 
         return device;

@@ -9,7 +9,7 @@ internal struct PackArguments
     public ArrayView<float> Workspace;
 
     /// <summary>Queries, keys or values.</summary>
-    public DeviceTensor Source;
+    public KernelTensor Source;
 
     /// <summary>Which rows an item is.</summary>
     public ItemMap Items;

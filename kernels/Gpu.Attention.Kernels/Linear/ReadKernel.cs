@@ -11,7 +11,7 @@ internal struct ReadArguments
     public ArrayView<float> Workspace;
 
     /// <summary>Receives the outputs.</summary>
-    public DeviceTensor Output;
+    public KernelTensor Output;
 
     /// <summary>Which tokens an item is.</summary>
     public ItemMap Items;

@@ -114,23 +114,29 @@ internal static class ScanKernels
             {
                 float normalizer = 0;
                 float scale = feature < sizes.Features ? float.NegativeInfinity : 0;
+                float top = scale;
                 if (isThere)
                 {
                     normalizer = arguments.Caller.Normalizers[arguments.Caller.NormalizersStart + source];
                     if (arguments.IsLogarithmic != 0)
                     {
                         scale = arguments.Caller.LogScale[arguments.Caller.LogScaleStart + source];
+                        top = scale;
+                        if (arguments.Caller.HasMaximum != 0)
+                        {
+                            top = arguments.Caller.Maximum[arguments.Caller.MaximumStart + source];
+                        }
                     }
                 }
 
                 arguments.Workspace[arguments.StateNormalizers + row] = normalizer;
                 arguments.Workspace[arguments.StateScale + row] = scale;
-                arguments.Workspace[arguments.StateTop + row] = scale;
+                arguments.Workspace[arguments.StateTop + row] = top;
             }
         }
     }
 
-    /// <summary>The state after the last key, at the scale of the largest log feature.</summary>
+    /// <summary>The state after the last key: at the scale of the largest log feature, or as it is with that maximum beside it.</summary>
     /// <param name="arguments">The arguments.</param>
     public static void Export(ScanArguments arguments)
     {
@@ -144,10 +150,16 @@ internal static class ScanKernels
             long padded = ((long)chain * sizes.PaddedFeatures) + (row - ((long)chain * sizes.Features));
             long target = ((long)arguments.FirstChain * sizes.Features) + row;
             float top = arguments.Workspace[arguments.StateTop + padded];
+            float scale = arguments.Workspace[arguments.StateScale + padded];
             float factor = 1;
-            if (arguments.IsLogarithmic != 0 && !(top == float.NegativeInfinity))
+            if (arguments.Caller.HasMaximum == 0)
             {
-                factor = XMath.Exp(arguments.Workspace[arguments.StateScale + padded] - top);
+                if (arguments.IsLogarithmic != 0 && !(top == float.NegativeInfinity))
+                {
+                    factor = XMath.Exp(scale - top);
+                }
+
+                scale = top;
             }
 
             arguments.Caller.Sums[arguments.Caller.SumsStart + (target * sizes.Values) + value] =
@@ -158,7 +170,11 @@ internal static class ScanKernels
                     factor * arguments.Workspace[arguments.StateNormalizers + padded];
                 if (arguments.IsLogarithmic != 0)
                 {
-                    arguments.Caller.LogScale[arguments.Caller.LogScaleStart + target] = top;
+                    arguments.Caller.LogScale[arguments.Caller.LogScaleStart + target] = scale;
+                    if (arguments.Caller.HasMaximum != 0)
+                    {
+                        arguments.Caller.Maximum[arguments.Caller.MaximumStart + target] = top;
+                    }
                 }
             }
         }

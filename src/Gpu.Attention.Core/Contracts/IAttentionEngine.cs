@@ -46,7 +46,10 @@ public readonly struct AttentionBuffers
     /// <summary>Receives the normaliser of every output row, <c>[B, T, H]</c>, for the backward pass.</summary>
     public MemoryRegion Normalizer { get; init; }
 
-    /// <summary>Scratch memory of at least <see cref="IAttentionEngine.WorkspaceBytes"/>, 64-byte aligned.</summary>
+    /// <summary>
+    /// Scratch memory of at least <see cref="IAttentionEngine.MinimumWorkspaceBytes"/>, 64-byte aligned;
+    /// <see cref="IAttentionEngine.WorkspaceBytes"/> is enough for any engine to run at its best.
+    /// </summary>
     public MemoryRegion Workspace { get; init; }
 }
 
@@ -89,9 +92,19 @@ public interface IAttentionEngine
     /// <param name="problem">The problem in question.</param>
     EngineSupport Supports(AttentionProblem problem);
 
-    /// <summary>The scratch memory that a call for <paramref name="problem"/> needs.</summary>
+    /// <summary>
+    /// Tokens, at multiples of which a sequence may be cut into segments without changing a bit, if the state between them has its
+    /// <see cref="StateBuffers.Maximum"/>.
+    /// </summary>
+    int SegmentMultiple { get; }
+
+    /// <summary>The scratch memory that a call for <paramref name="problem"/> makes the best of.</summary>
     /// <param name="problem">A supported problem.</param>
     long WorkspaceBytes(AttentionProblem problem);
+
+    /// <summary>The least scratch memory that a call for <paramref name="problem"/> can do with. How much it gets changes no bit.</summary>
+    /// <param name="problem">A supported problem.</param>
+    long MinimumWorkspaceBytes(AttentionProblem problem);
 
     /// <summary>Computes the output, and the final state where one is wanted.</summary>
     /// <param name="problem">A supported problem.</param>

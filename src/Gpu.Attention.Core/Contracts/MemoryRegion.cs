@@ -64,6 +64,13 @@ public readonly record struct TensorBuffer(MemoryRegion Memory, long BatchStride
 /// <param name="Normalizers">z, <c>[N, Hk, r]</c>.</param>
 public readonly record struct StateBuffers(MemoryRegion LogScale, MemoryRegion Sums, MemoryRegion Normalizers)
 {
+    /// <summary>
+    /// The largest log feature seen, <c>[N, Hk, r]</c>, where <see cref="LogScale"/> is the scale that the sums were made at and not that maximum
+    /// itself; else empty.
+    /// </summary>
+    /// <remarks>A sequence cut into segments hands its state on so: nothing is rescaled, and the pieces give the bits of the whole.</remarks>
+    public MemoryRegion Maximum { get; init; }
+
     /// <summary>True when no state was given.</summary>
     public bool IsEmpty => Sums.IsEmpty;
 }

@@ -592,7 +592,8 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         if (_mode == FeatureMode.Logarithmic)
         {
             Copy(initial.LogScale.HostPointer + ((nint)chain * r), state.LogScale, r);
-            Copy(state.LogScale, state.Maximum, r);
+            MemoryRegion maximum = initial.Maximum.IsEmpty ? initial.LogScale : initial.Maximum;
+            Copy(maximum.HostPointer + ((nint)chain * r), state.Maximum, r);
         }
     }
 
@@ -606,10 +607,17 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
 
         int r = _layout.Features;
         int dv = _problem.Shape.ValueDimension;
+        bool keepsScale = !final.Maximum.IsEmpty;
+        if (keepsScale)
+        {
+            Copy(state.LogScale, final.LogScale.HostPointer + ((nint)chain * r), r);
+            Copy(state.Maximum, final.Maximum.HostPointer + ((nint)chain * r), r);
+        }
+
         for (int feature = 0; feature < r; feature++)
         {
             float factor = 1;
-            if (_mode == FeatureMode.Logarithmic)
+            if (_mode == FeatureMode.Logarithmic && !keepsScale)
             {
                 float maximum = state.Maximum[feature];
                 factor = float.IsNegativeInfinity(maximum) ? 1 : MathF.Exp(state.LogScale[feature] - maximum);

@@ -53,6 +53,12 @@ internal sealed class SimdEngine : IAttentionEngine
     }
 
     /// <inheritdoc/>
+    public int SegmentMultiple => LinearLayout.Chunk;
+
+    /// <inheritdoc/>
+    public long MinimumWorkspaceBytes(AttentionProblem problem) => WorkspaceBytes(problem);
+
+    /// <inheritdoc/>
     public long WorkspaceBytes(AttentionProblem problem)
     {
         ArgumentNullException.ThrowIfNull(problem);
