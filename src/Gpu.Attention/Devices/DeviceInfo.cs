@@ -46,6 +46,9 @@ public sealed record DeviceInfo
     /// <summary>Instruction sets, architecture and versions worth knowing.</summary>
     public string Capabilities { get; init; } = "";
 
+    /// <summary>True for a device that is never chosen by default: it only simulates one, or is slower than the host's own engine.</summary>
+    public bool OnlyWhenAskedFor { get; init; }
+
     /// <summary>Why attention cannot run on it; null when it can.</summary>
     public string? Refusal { get; init; }
 

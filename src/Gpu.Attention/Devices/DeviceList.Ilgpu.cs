@@ -4,7 +4,8 @@ namespace Gpu.Attention;
 
 internal static partial class DeviceList
 {
-    private const string NoAttentionKernels = "attention kernels are not part of this version; the host engine runs instead";
+    private static readonly Lock OpenedLock = new();
+    private static readonly Dictionary<Device, IlgpuRuntime> Opened = [];
 
     static partial void AddAccelerators(List<DeviceInfo> devices)
     {
@@ -22,14 +23,45 @@ internal static partial class DeviceList
         _ => reason,
     };
 
+    // Opened once a process: kernels are compiled for an accelerator, and drivers do not like contexts that come and go.
+    static partial void OpenAccelerator(DeviceInfo info, ref DeviceRuntime? runtime)
+    {
+        Device device = AcceleratorList.Devices.Where(d => KindOf(d.Type) == info.Kind).ElementAt(info.Index).Device;
+        lock (OpenedLock)
+        {
+            if (!Opened.TryGetValue(device, out IlgpuRuntime? opened))
+            {
+                opened = new IlgpuRuntime(info, device.CreateAccelerator(AcceleratorList.Context), computeStream: null);
+                Opened.Add(device, opened);
+            }
+
+            runtime = opened;
+        }
+    }
+
+    private static DeviceKind KindOf(AcceleratorType type) => type switch
+    {
+        AcceleratorType.Cuda => DeviceKind.Cuda,
+        AcceleratorType.OpenCL => DeviceKind.OpenCL,
+        _ => DeviceKind.Simulator,
+    };
+
+    /// <summary>What is known of a caller's own accelerator.</summary>
+    public static DeviceInfo Describe(Accelerator accelerator) => new()
+    {
+        Kind = KindOf(accelerator.AcceleratorType),
+        Name = accelerator.Name,
+        MemoryBytes = accelerator.MemorySize,
+        ComputeUnits = accelerator.NumMultiprocessors,
+        MaxGroupSize = accelerator.MaxNumThreadsPerGroup,
+        SharedMemoryBytes = accelerator.MaxSharedMemoryPerGroup,
+        WarpSize = Math.Max(1, accelerator.WarpSize),
+        Capabilities = "the caller's own",
+    };
+
     private static DeviceInfo Describe(AcceleratorDescription accelerator, int index) => new()
     {
-        Kind = accelerator.Type switch
-        {
-            AcceleratorType.Cuda => DeviceKind.Cuda,
-            AcceleratorType.OpenCL => DeviceKind.OpenCL,
-            _ => DeviceKind.Simulator,
-        },
+        Kind = KindOf(accelerator.Type),
         Index = index,
         Name = accelerator.Name,
         MemoryBytes = accelerator.MemoryBytes,
@@ -38,9 +70,9 @@ internal static partial class DeviceList
         SharedMemoryBytes = accelerator.SharedMemoryBytes,
         WarpSize = accelerator.WarpSize,
         Capabilities = accelerator.Capabilities,
-        Refusal = accelerator.Refusal ?? RefuseAsProcessor(accelerator) ?? NoAttentionKernels,
-    };
+        Refusal = accelerator.Refusal,
 
-    private static string? RefuseAsProcessor(AcceleratorDescription accelerator) =>
-        accelerator is { Type: AcceleratorType.OpenCL, IsGpu: false } ? "it is not a GPU; the host engine is the one for processors" : null;
+        // The host's engine is the one for processors.
+        OnlyWhenAskedFor = !accelerator.IsGpu,
+    };
 }

@@ -21,8 +21,28 @@ internal static partial class DeviceList
         return reason ?? $"this build has no {kind} support: it was made without the ILGPU package";
     }
 
+    /// <summary>A device to open when it is needed.</summary>
+    /// <param name="info">One of <see cref="Enumerate"/>.</param>
+    /// <param name="options">How it will be used.</param>
+    public static DeviceCandidate Candidate(DeviceInfo info, ComputeDeviceOptions? options) => new(info, () =>
+    {
+        DeviceRuntime? runtime = null;
+        if (info.Kind == DeviceKind.Cpu)
+        {
+            runtime = new HostRuntime(info, options?.MaxDegreeOfParallelism ?? 0);
+        }
+        else
+        {
+            OpenAccelerator(info, ref runtime);
+        }
+
+        return runtime ?? throw new NotSupportedException(WhyNone(info.Kind));
+    });
+
     // Filled in by the build that has ILGPU.
     static partial void AddAccelerators(List<DeviceInfo> devices);
+
+    static partial void OpenAccelerator(DeviceInfo info, ref DeviceRuntime? runtime);
 
     static partial void ExplainMissing(DeviceKind kind, ref string? reason);
 

@@ -36,7 +36,7 @@ public sealed record LinearAttentionOptions
 /// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.
 /// The same input gives the same bits, whatever the number of threads and whatever else is in the batch.</para>
 /// </remarks>
-public sealed unsafe class LinearAttention : IDisposable
+public sealed unsafe partial class LinearAttention : IDisposable
 {
     private readonly Executor _executor;
     private AttentionProblem? _problem;
@@ -68,8 +68,14 @@ public sealed unsafe class LinearAttention : IDisposable
         _executor = new Executor(device);
     }
 
-    /// <summary>Where the operator runs, and on <see cref="ComputeDevice.Reason"/> why.</summary>
+    /// <summary>The device asked for, and on <see cref="ComputeDevice.Reason"/> why.</summary>
     public ComputeDevice Device => _executor.Device;
+
+    /// <summary>The device that ran the last call: <see cref="Device"/>, unless <see cref="Fallbacks"/> says why not.</summary>
+    public DeviceInfo LastDevice => _executor.LastDevice;
+
+    /// <summary>Why calls ran on another device than <see cref="Device"/>, or there in smaller segments than planned; each reason once.</summary>
+    public IReadOnlyList<FallbackStep> Fallbacks => _executor.Steps;
 
     /// <summary>The feature map.</summary>
     public FeatureMap Features { get; }
@@ -96,6 +102,21 @@ public sealed unsafe class LinearAttention : IDisposable
         {
             Forward(shape, q, k, v, o, null, null);
         }
+    }
+
+    /// <summary>Computes attention on tensors of the device, which nothing leaves. Returns when the output is there.</summary>
+    /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
+    /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
+    /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
+    /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not be an input.</param>
+    /// <exception cref="ArgumentException">A tensor lies on another device, a rank or size is wrong, or the output is an input.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why. No other takes over.</exception>
+    /// <exception cref="DeviceException">The device failed.</exception>
+    /// <exception cref="ObjectDisposedException">A tensor, the operator or its device is disposed.</exception>
+    public void Forward(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    {
+        AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
+        _executor.ForwardInPlace(Problem(shape, false, false), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
     }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>
@@ -181,7 +202,7 @@ public sealed unsafe class LinearAttention : IDisposable
         TensorArguments.RequireDisjoint(shape, query, key, value, output);
         if (initialState is null && finalState is null)
         {
-            _executor.Forward(problem, HostBuffers.Of(shape, query, key, value, output));
+            _executor.Forward(problem, DenseBuffers.Of(shape, query, key, value, output));
             return;
         }
 
@@ -192,10 +213,10 @@ public sealed unsafe class LinearAttention : IDisposable
         fixed (float* finalSums = finalState is null ? default : finalState.Sums)
         fixed (float* finalNormalizers = finalState is null ? default : finalState.Normalizers)
         {
-            _executor.Forward(problem, HostBuffers.Of(shape, query, key, value, output) with
+            _executor.Forward(problem, DenseBuffers.Of(shape, query, key, value, output) with
             {
-                InitialState = HostBuffers.Of(initialState, initialScale, initialSums, initialNormalizers),
-                FinalState = HostBuffers.Of(finalState, finalScale, finalSums, finalNormalizers),
+                InitialState = DenseBuffers.Of(initialState, initialScale, initialSums, initialNormalizers),
+                FinalState = DenseBuffers.Of(finalState, finalScale, finalSums, finalNormalizers),
             });
         }
     }

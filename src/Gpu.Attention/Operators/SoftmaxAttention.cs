@@ -18,7 +18,7 @@ public sealed record SoftmaxAttentionOptions
 /// better choice at short lengths.
 /// </summary>
 /// <remarks>Shapes, aliasing and determinism are those of <see cref="LinearAttention"/>.</remarks>
-public sealed unsafe class SoftmaxAttention : IDisposable
+public sealed unsafe partial class SoftmaxAttention : IDisposable
 {
     private readonly Executor _executor;
     private AttentionProblem? _problem;
@@ -63,6 +63,21 @@ public sealed unsafe class SoftmaxAttention : IDisposable
         }
     }
 
+    /// <summary>Computes attention on tensors of the device, which nothing leaves. Returns when the output is there.</summary>
+    /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
+    /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
+    /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
+    /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not be an input.</param>
+    /// <exception cref="ArgumentException">A tensor lies on another device, a rank or size is wrong, or the output is an input.</exception>
+    /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why. No other takes over.</exception>
+    /// <exception cref="DeviceException">The device failed.</exception>
+    /// <exception cref="ObjectDisposedException">A tensor, the operator or its device is disposed.</exception>
+    public void Forward(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    {
+        AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
+        _executor.ForwardInPlace(Problem(shape), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
+    }
+
     /// <summary>Computes attention on flat memory of a given shape.</summary>
     /// <param name="shape">The sizes.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
@@ -97,7 +112,7 @@ public sealed unsafe class SoftmaxAttention : IDisposable
     private void Forward(AttentionShape shape, float* query, float* key, float* value, float* output)
     {
         TensorArguments.RequireDisjoint(shape, query, key, value, output);
-        _executor.Forward(Problem(shape), HostBuffers.Of(shape, query, key, value, output));
+        _executor.Forward(Problem(shape), DenseBuffers.Of(shape, query, key, value, output));
     }
 
     private AttentionProblem Problem(AttentionShape shape)

@@ -5,15 +5,50 @@ namespace Gpu.Attention;
 /// <summary>Checks a caller's tensors before any work is done.</summary>
 internal static class TensorArguments
 {
+    private const string QueryLayout = "[B, T, H, D]";
+    private const string KeyLayout = "[B, S, Hk, D]";
+    private const string ValueLayout = "[B, S, Hk, Dv]";
+    private const string OutputLayout = "[B, T, H, Dv]";
+
     /// <summary>The shape that four tensors describe together.</summary>
     /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the others.</exception>
     public static AttentionShape Shape(
         in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
     {
-        Sizes q = Read(query.Lengths, query.IsDense, nameof(query), "[B, T, H, D]");
-        Sizes k = Read(key.Lengths, key.IsDense, nameof(key), "[B, S, Hk, D]");
-        Sizes v = Read(value.Lengths, value.IsDense, nameof(value), "[B, S, Hk, Dv]");
-        Sizes o = Read(output.Lengths, output.IsDense, nameof(output), "[B, T, H, Dv]");
+        return Shape(
+            Read(query.Lengths, query.IsDense, nameof(query), QueryLayout), Read(key.Lengths, key.IsDense, nameof(key), KeyLayout),
+            Read(value.Lengths, value.IsDense, nameof(value), ValueLayout), Read(output.Lengths, output.IsDense, nameof(output), OutputLayout));
+    }
+
+    /// <summary>The shape that four tensors of a device describe together.</summary>
+    /// <exception cref="ArgumentException">A tensor lies on another device, has another rank than 4, does not fit the others, or is both input and output.</exception>
+    public static AttentionShape Shape(ComputeDevice device, DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    {
+        RequireOn(device, query, nameof(query));
+        RequireOn(device, key, nameof(key));
+        RequireOn(device, value, nameof(value));
+        RequireOn(device, output, nameof(output));
+        if (output == query || output == key || output == value)
+        {
+            throw new ArgumentException($"The output {output} is an input too.", nameof(output));
+        }
+
+        return Shape(
+            Read(query.Lengths, true, nameof(query), QueryLayout), Read(key.Lengths, true, nameof(key), KeyLayout),
+            Read(value.Lengths, true, nameof(value), ValueLayout), Read(output.Lengths, true, nameof(output), OutputLayout));
+    }
+
+    private static void RequireOn(ComputeDevice device, DeviceTensor tensor, string name)
+    {
+        ArgumentNullException.ThrowIfNull(tensor, name);
+        if (tensor.Device != device)
+        {
+            throw new ArgumentException($"{name} {tensor} does not lie on the operator's device, {device}.", name);
+        }
+    }
+
+    private static AttentionShape Shape(Sizes q, Sizes k, Sizes v, Sizes o)
+    {
         Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
         Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
         Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
@@ -24,7 +59,7 @@ internal static class TensorArguments
 
     /// <summary>Checks flat memory against a shape.</summary>
     /// <exception cref="ArgumentException">A length is wrong.</exception>
-    public static void RequireLengths(AttentionShape shape, int query, int key, int value, int output)
+    public static void RequireLengths(AttentionShape shape, long query, long key, long value, long output)
     {
         if (shape.Heads == 0)
         {

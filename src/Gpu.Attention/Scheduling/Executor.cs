@@ -1,60 +1,131 @@
+using Microsoft.Extensions.Logging;
+
 namespace Gpu.Attention;
 
-/// <summary>Runs an operator's problems on its device: asks the engine first, gives it memory, and lets one call in at a time.</summary>
-/// <remarks>A problem runs as one segment, since the host engine reaches all of its memory at once.</remarks>
-internal sealed class Executor(ComputeDevice device) : IDisposable
+/// <summary>
+/// Runs an operator's problems, one call at a time, on the first of its devices that can, and remembers why those before it could not.
+/// </summary>
+internal sealed partial class Executor : IDisposable
 {
-    private readonly Workspace _workspace = new();
+    /// <summary>Steps that are remembered; a device that fails does so in few ways.</summary>
+    private const int MaxSteps = 32;
+
+    private readonly DeviceLane[] _lanes;
+    private readonly Action<DeviceLane, string> _onSmaller;
+    private volatile FallbackStep[] _steps = [];
     private volatile bool _disposed;
     private int _busy;
 
-    public ComputeDevice Device { get; } = device;
+    public Executor(ComputeDevice device)
+    {
+        Device = device;
+        LastDevice = device.Info;
+        _lanes = [.. device.Candidates.Select(candidate => new DeviceLane(candidate, device.Options))];
+        _onSmaller = (lane, reason) =>
+        {
+            if (Remember(lane, reason))
+            {
+                LogSmaller(Device.Logger, lane.Info, reason);
+            }
+        };
+    }
+
+    /// <summary>The device asked for.</summary>
+    public ComputeDevice Device { get; }
+
+    /// <summary>The device that ran the last call.</summary>
+    public DeviceInfo LastDevice { get; private set; }
+
+    /// <summary>Why other devices ran calls, or ran them in smaller segments; each reason once.</summary>
+    public IReadOnlyList<FallbackStep> Steps => _steps;
 
     /// <summary>Scratch memory held now.</summary>
-    public long HeldBytes => _workspace.Bytes;
+    public long HeldBytes => _lanes.Sum(lane => lane.HeldBytes);
 
-    /// <summary>Scratch memory that a problem takes.</summary>
+    /// <summary>Scratch memory that a problem takes on the device that will run it; on other devices than the host, what is copied there too.</summary>
     public long WorkspaceBytes(AttentionProblem problem)
     {
-        Check(problem);
-        return Device.Engine.WorkspaceBytes(problem);
-    }
-
-    /// <summary>Throws what a call of the problem would throw before it did any work.</summary>
-    /// <exception cref="NotSupportedException">The device cannot run the problem.</exception>
-    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Check(AttentionProblem problem)
-    {
-        ObjectDisposedException.ThrowIf(_disposed, this);
-        Device.ThrowIfDisposed();
-        EngineSupport support = Device.Engine.Supports(problem);
-        if (!support.IsSupported)
-        {
-            throw new NotSupportedException($"{Device.Info.Name} ({Device.Engine.Name}): {support.Reason}.");
-        }
-    }
-
-    public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
-    {
-        Check(problem);
-        if (Interlocked.Exchange(ref _busy, 1) != 0)
-        {
-            ObjectDisposedException.ThrowIf(_disposed, this);
-            throw new InvalidOperationException("This operator is already running a call on another thread; use one operator a thread.");
-        }
-
+        long bytes = 0;
+        Enter();
         try
         {
-            AttentionBuffers withWorkspace = buffers with { Workspace = _workspace.Rent(Device.Engine.WorkspaceBytes(problem)) };
-            Device.Engine.Forward(problem, withWorkspace);
+            OnFirstAble(problem, lane => bytes = lane.PlannedBytes(problem));
         }
         finally
         {
-            Interlocked.Exchange(ref _busy, 0);
-            if (_disposed)
+            Leave();
+        }
+
+        return bytes;
+    }
+
+    /// <summary>Throws what a call of the problem would throw before it did any work.</summary>
+    /// <exception cref="NotSupportedException">No device that may run the problem can.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public void Check(AttentionProblem problem)
+    {
+        Enter();
+        try
+        {
+            OnFirstAble(problem, static _ => { });
+        }
+        finally
+        {
+            Leave();
+        }
+    }
+
+    /// <summary>Runs a problem on host memory.</summary>
+    public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
+    {
+        Enter();
+        try
+        {
+            // Spelled out, and not by way of a delegate, so that a call on the host allocates nothing.
+            for (int i = 0; ; i++)
             {
-                Release();
+                DeviceLane lane = _lanes[i];
+                try
+                {
+                    RequireSupport(lane, problem);
+                    lane.Forward(problem, buffers, _onSmaller);
+                    LastDevice = lane.Info;
+                    return;
+                }
+                catch (Exception e) when (IsOfDevice(lane, e))
+                {
+                    GoOn(i, e);
+                }
             }
+        }
+        finally
+        {
+            Leave();
+        }
+    }
+
+    /// <summary>Runs a problem on the memory of the device asked for: no other can take over.</summary>
+    /// <exception cref="DeviceException">It failed, or has no memory for its workspace.</exception>
+    public void ForwardInPlace(AttentionProblem problem, in AttentionBuffers buffers, bool wait)
+    {
+        Enter();
+        try
+        {
+            DeviceLane lane = _lanes[0];
+            try
+            {
+                RequireSupport(lane, problem);
+                lane.ForwardInPlace(problem, buffers, wait);
+                LastDevice = lane.Info;
+            }
+            catch (Exception e) when (IsOfDevice(lane, e))
+            {
+                throw Final(lane, e);
+            }
+        }
+        finally
+        {
+            Leave();
         }
     }
 
@@ -65,12 +136,121 @@ internal sealed class Executor(ComputeDevice device) : IDisposable
         Release();
     }
 
+    // Failures of the host's own engine are the caller's, or bugs: there is nothing to fall back to.
+    private static bool IsOfDevice(DeviceLane lane, Exception e) =>
+        lane.IsHost ? e is UnsupportedProblemException : e is not OutOfMemoryException;
+
+    private static void RequireSupport(DeviceLane lane, AttentionProblem problem)
+    {
+        EngineSupport support = lane.Engine.Supports(problem);
+        if (!support.IsSupported)
+        {
+            throw new UnsupportedProblemException($"{lane.Info.Name} ({lane.Engine.Name}): {support.Reason}.");
+        }
+    }
+
+    /// <summary>What a caller is told when no device is left.</summary>
+    private static Exception Final(DeviceLane lane, Exception e)
+    {
+        if (e is UnsupportedProblemException)
+        {
+            return new NotSupportedException(e.Message);
+        }
+
+        if (e is not DeviceOutOfMemoryException)
+        {
+            lane.Fail(e.Message);
+        }
+
+        return new DeviceException(lane.Info, $"{lane.Info} failed: {e.Message}", e);
+    }
+
+    private void OnFirstAble(AttentionProblem problem, Action<DeviceLane> action)
+    {
+        for (int i = 0; ; i++)
+        {
+            DeviceLane lane = _lanes[i];
+            try
+            {
+                RequireSupport(lane, problem);
+                action(lane);
+                return;
+            }
+            catch (Exception e) when (IsOfDevice(lane, e))
+            {
+                GoOn(i, e);
+            }
+        }
+    }
+
+    /// <summary>Records why a device did not run a call, and throws when there is no next one that may.</summary>
+    private void GoOn(int index, Exception e)
+    {
+        DeviceLane lane = _lanes[index];
+        if (index + 1 == _lanes.Length || !Device.Options.AllowFallback)
+        {
+            throw Final(lane, e);
+        }
+
+        if (Remember(lane, e.Message))
+        {
+            LogFallback(Device.Logger, lane.Info, e.Message, _lanes[index + 1].Info, e is UnsupportedProblemException ? null : e);
+        }
+
+        if (e is not (UnsupportedProblemException or DeviceOutOfMemoryException))
+        {
+            lane.Fail(e.Message);
+        }
+    }
+
+    /// <summary>Keeps a reason; false when it is known already, and need not be logged again.</summary>
+    private bool Remember(DeviceLane lane, string reason)
+    {
+        var step = new FallbackStep(lane.Info, reason);
+        if (_steps.Length == MaxSteps || _steps.Contains(step))
+        {
+            return false;
+        }
+
+        _steps = [.. _steps, step];
+        return true;
+    }
+
+    private void Enter()
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        Device.ThrowIfDisposed();
+        if (Interlocked.Exchange(ref _busy, 1) != 0)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            throw new InvalidOperationException("This operator is already running a call on another thread; use one operator a thread.");
+        }
+    }
+
+    private void Leave()
+    {
+        Interlocked.Exchange(ref _busy, 0);
+        if (_disposed)
+        {
+            Release();
+        }
+    }
+
     // Whoever takes the operator frees its memory, and leaves it taken: no later call gets in.
     private void Release()
     {
         if (Interlocked.Exchange(ref _busy, 1) == 0)
         {
-            _workspace.Dispose();
+            Array.ForEach(_lanes, lane => lane.Dispose());
         }
     }
+
+    [LoggerMessage(EventId = 2, Level = LogLevel.Warning, Message = "{Device} did not run a call: {Reason}. Going on with {Next}")]
+    private static partial void LogFallback(ILogger logger, DeviceInfo device, string reason, DeviceInfo next, Exception? exception);
+
+    [LoggerMessage(EventId = 3, Level = LogLevel.Warning, Message = "{Device} runs smaller segments: {Reason}")]
+    private static partial void LogSmaller(ILogger logger, DeviceInfo device, string reason);
+
+    /// <summary>An engine does not run a problem.</summary>
+    private sealed class UnsupportedProblemException(string message) : Exception(message);
 }

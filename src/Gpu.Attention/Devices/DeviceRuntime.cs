@@ -1,0 +1,159 @@
+namespace Gpu.Attention;
+
+/// <summary>A queue of a device; what is in one waits for nothing in another.</summary>
+internal enum DeviceQueue
+{
+    /// <summary>From the host to the device.</summary>
+    Upload,
+
+    /// <summary>Kernels.</summary>
+    Compute,
+
+    /// <summary>From the device to the host.</summary>
+    Download,
+}
+
+/// <summary>An opened device as the scheduler sees it: memory, and sessions to work in.</summary>
+internal abstract class DeviceRuntime
+{
+    private readonly Lock _lock = new();
+    private readonly List<DeviceSession> _sessions = [];
+    private volatile string? _failure;
+    private int _users;
+
+    protected DeviceRuntime(DeviceInfo info)
+    {
+        Info = info;
+        Pool = new DevicePool(this);
+    }
+
+    /// <summary>What is known of the device.</summary>
+    public DeviceInfo Info { get; }
+
+    /// <summary>The device's memory.</summary>
+    public DevicePool Pool { get; }
+
+    /// <summary>What a plan may take of the device's memory when the caller names no budget.</summary>
+    public abstract long DefaultBudgetBytes { get; }
+
+    /// <summary>Why the device is not to be used any more; null while it works.</summary>
+    public string? Failure => _failure;
+
+    /// <summary>Bytes in use, engines' own constants included.</summary>
+    public long LiveBytes
+    {
+        get
+        {
+            lock (_lock)
+            {
+                return Pool.LiveBytes + _sessions.Sum(session => session.LiveBytes);
+            }
+        }
+    }
+
+    /// <summary>Remembers that the device failed: a context is of no use after most failures.</summary>
+    /// <param name="reason">What happened.</param>
+    public void Fail(string reason) => _failure = reason;
+
+    /// <summary>Counts a user in.</summary>
+    public void Retain() => Interlocked.Increment(ref _users);
+
+    /// <summary>Counts a user out. After the last one the device holds no memory.</summary>
+    public void Release()
+    {
+        if (Interlocked.Decrement(ref _users) == 0)
+        {
+            Pool.Trim();
+        }
+    }
+
+    /// <summary>Opens an operator's session.</summary>
+    public DeviceSession OpenSession()
+    {
+        DeviceSession session = CreateSession();
+        lock (_lock)
+        {
+            _sessions.Add(session);
+        }
+
+        return session;
+    }
+
+    /// <summary>Allocates memory.</summary>
+    /// <param name="bytes">A positive number of bytes.</param>
+    /// <exception cref="DeviceOutOfMemoryException">There is not so much.</exception>
+    public abstract object Allocate(long bytes);
+
+    /// <summary>Frees what <see cref="Allocate"/> returned.</summary>
+    /// <param name="allocation">It.</param>
+    public abstract void Free(object allocation);
+
+    /// <summary>True for an exception by which the device says that its memory does not suffice.</summary>
+    /// <param name="exception">What the engine, a copy or an allocation threw.</param>
+    public virtual bool IsOutOfMemory(Exception exception) => exception is DeviceOutOfMemoryException;
+
+    protected abstract DeviceSession CreateSession();
+
+    internal void Remove(DeviceSession session)
+    {
+        lock (_lock)
+        {
+            _sessions.Remove(session);
+        }
+    }
+}
+
+/// <summary>An operator's engine and queues on a device. One thread at a time.</summary>
+internal abstract class DeviceSession(DeviceRuntime runtime) : IDisposable
+{
+    /// <summary>The engine, which enqueues on <see cref="DeviceQueue.Compute"/>.</summary>
+    public abstract IAttentionEngine Engine { get; }
+
+    /// <summary>Device memory that the engine itself holds.</summary>
+    public abstract long LiveBytes { get; }
+
+    /// <summary>Host memory that the device copies from and to without waiting.</summary>
+    /// <param name="floats">Its length.</param>
+    public abstract StagingMemory AllocateStaging(int floats);
+
+    /// <summary>Enqueues a copy to the device.</summary>
+    /// <param name="source">Its source.</param>
+    /// <param name="first">The first float of it.</param>
+    /// <param name="target">Device memory.</param>
+    /// <param name="offset">The first byte of it.</param>
+    /// <param name="floats">Floats.</param>
+    public abstract void Upload(StagingMemory source, int first, object target, long offset, int floats);
+
+    /// <summary>Enqueues a copy from the device.</summary>
+    /// <param name="source">Device memory.</param>
+    /// <param name="offset">The first byte of it.</param>
+    /// <param name="target">The target.</param>
+    /// <param name="first">The first float of it.</param>
+    /// <param name="floats">Floats.</param>
+    public abstract void Download(object source, long offset, StagingMemory target, int first, int floats);
+
+    /// <summary>Waits until a queue is empty.</summary>
+    /// <param name="queue">The queue.</param>
+    public abstract void Wait(DeviceQueue queue);
+
+    /// <summary>Frees the engine's memory.</summary>
+    public void Dispose()
+    {
+        runtime.Remove(this);
+        DisposeCore();
+    }
+
+    protected abstract void DisposeCore();
+}
+
+/// <summary>Page-locked host memory, or what comes nearest on a device that has none.</summary>
+internal abstract unsafe class StagingMemory : IDisposable
+{
+    /// <summary>The first float.</summary>
+    public abstract float* Pointer { get; }
+
+    public abstract void Dispose();
+}
+
+/// <summary>A device has not as much memory as was asked for.</summary>
+internal sealed class DeviceOutOfMemoryException(string message, Exception? inner = null) : Exception(message, inner);

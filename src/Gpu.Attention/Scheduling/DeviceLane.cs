@@ -1,0 +1,259 @@
+namespace Gpu.Attention;
+
+/// <summary>An operator's means on one of the devices that may come to run it.</summary>
+/// <param name="candidate">The device.</param>
+/// <param name="options">How it is used.</param>
+internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions options) : IDisposable
+{
+    private readonly Workspace _hostWorkspace = new();
+    private readonly Workspace _finalState = new();
+    private DeviceRuntime? _runtime;
+    private DeviceSession? _session;
+    private SegmentRunner? _runner;
+    private DeviceBlock? _kept;
+    private AttentionProblem? _problem;
+    private SegmentPlan? _plan;
+
+    // What a call may take; less after the device turned out to have less.
+    private long _budget;
+
+    // A device that could not be opened, or failed, is not asked again.
+    private string? _failure;
+
+    /// <summary>What is known of the device.</summary>
+    public DeviceInfo Info => candidate.Info;
+
+    /// <summary>Scratch memory held between calls.</summary>
+    public long HeldBytes => _hostWorkspace.Bytes + _finalState.Bytes + (_kept?.Bytes ?? 0);
+
+    /// <summary>The engine. Opens the device.</summary>
+    public IAttentionEngine Engine
+    {
+        get
+        {
+            if (_session is null)
+            {
+                if (_failure is null)
+                {
+                    _runtime = candidate.Open();
+                    _failure = _runtime.Failure;
+                }
+
+                if (_failure is not null)
+                {
+                    throw new InvalidOperationException(_failure);
+                }
+
+                _session = _runtime!.OpenSession();
+                _budget = FullBudget;
+            }
+
+            return _session.Engine;
+        }
+    }
+
+    private long FullBudget => options.MemoryBudgetBytes == 0 ? _runtime!.DefaultBudgetBytes : options.MemoryBudgetBytes;
+
+    /// <summary>True when the engine works where host memory lies.</summary>
+    public bool IsHost => Info.Kind == DeviceKind.Cpu;
+
+    /// <summary>Bytes that a call on host memory takes of the device.</summary>
+    /// <param name="problem">A supported problem.</param>
+    /// <exception cref="DeviceOutOfMemoryException">No plan fits the budget.</exception>
+    public long PlannedBytes(AttentionProblem problem) =>
+        IsHost ? Engine.WorkspaceBytes(problem) : Plan(problem).Layout.TotalBytes;
+
+    /// <summary>Runs a problem on host memory.</summary>
+    /// <param name="problem">A supported problem.</param>
+    /// <param name="host">Its buffers.</param>
+    /// <param name="onSmaller">Told why, each time that the device has less memory than planned for.</param>
+    /// <exception cref="DeviceOutOfMemoryException">The device has not even memory for the smallest segments.</exception>
+    public void Forward(AttentionProblem problem, in AttentionBuffers host, Action<DeviceLane, string> onSmaller)
+    {
+        IAttentionEngine engine = Engine;
+        if (IsHost)
+        {
+            engine.Forward(problem, host with { Workspace = _hostWorkspace.Rent(engine.WorkspaceBytes(problem)) });
+            return;
+        }
+
+        for (SegmentPlan plan = Plan(problem); ; plan = Plan(problem))
+        {
+            try
+            {
+                Run(problem, plan, host);
+                return;
+            }
+            catch (Exception e) when (_runtime!.IsOutOfMemory(e))
+            {
+                _plan = null;
+                _budget = plan.Layout.TotalBytes / 2;
+                onSmaller(this, $"{e.Message}; trying with {_budget} bytes");
+            }
+        }
+    }
+
+    /// <summary>Runs a problem on the device's own memory, and waits unless the device's queue is the caller's.</summary>
+    /// <param name="problem">A supported problem.</param>
+    /// <param name="buffers">Its buffers.</param>
+    /// <param name="wait">True to wait for the result.</param>
+    /// <exception cref="DeviceOutOfMemoryException">The device has no memory for the engine's least workspace.</exception>
+    public void ForwardInPlace(AttentionProblem problem, in AttentionBuffers buffers, bool wait)
+    {
+        IAttentionEngine engine = Engine;
+        if (IsHost)
+        {
+            engine.Forward(problem, buffers with { Workspace = _hostWorkspace.Rent(engine.WorkspaceBytes(problem)) });
+            return;
+        }
+
+        DeviceBlock workspace = Keep(engine.WorkspaceBytes(problem), engine.MinimumWorkspaceBytes(problem));
+        engine.Forward(problem, buffers with { Workspace = new MemoryRegion(workspace.Allocation, 0, workspace.Bytes / sizeof(float)) });
+        if (wait)
+        {
+            _session!.Wait(DeviceQueue.Compute);
+        }
+    }
+
+    /// <summary>Gives up a device that failed: it runs nothing any more, and whatever it still does is over.</summary>
+    /// <param name="reason">What happened.</param>
+    public void Fail(string reason)
+    {
+        _failure = reason;
+        _runtime?.Fail(reason);
+        Release();
+    }
+
+    /// <summary>Frees everything.</summary>
+    public void Dispose() => Release();
+
+    private void Release()
+    {
+        _plan = null;
+        _problem = null;
+        _hostWorkspace.Dispose();
+        _finalState.Dispose();
+        if (_session is { } session)
+        {
+            Quiesce(session);
+            Return(ref _kept);
+            _runner?.Dispose();
+            _runner = null;
+            _session = null;
+            Ignore(session.Dispose);
+        }
+    }
+
+    private static void Quiesce(DeviceSession session)
+    {
+        foreach (DeviceQueue queue in Enum.GetValues<DeviceQueue>())
+        {
+            Ignore(() => session.Wait(queue));
+        }
+    }
+
+    // A failed device fails again at whatever it is asked. That is known by then, and must not hide the first cause.
+    private static void Ignore(Action action)
+    {
+        try
+        {
+            action();
+        }
+        catch (Exception e) when (e is not OutOfMemoryException)
+        {
+            System.Diagnostics.Trace.TraceWarning($"A device that is given up: {e.Message}");
+        }
+    }
+
+    private SegmentPlan Plan(AttentionProblem problem)
+    {
+        IAttentionEngine engine = Engine;
+        if (_plan is null || _problem != problem)
+        {
+            _plan = SegmentPlan.Find(problem, engine, _budget, out long smallest);
+            if (_plan is null)
+            {
+                long budget = _budget;
+                _budget = FullBudget;
+                throw new DeviceOutOfMemoryException($"{problem.Shape} takes at least {smallest} bytes on {Info}, where {budget} may be used");
+            }
+
+            _problem = problem;
+        }
+
+        return _plan;
+    }
+
+    private unsafe void Run(AttentionProblem problem, SegmentPlan plan, in AttentionBuffers host)
+    {
+        _runner ??= new SegmentRunner(_session!);
+        StateBuffers final = host.FinalState;
+        long scales = final.LogScale.Length;
+        long normalizers = final.Normalizers.Length;
+        StateBuffers temporary = final;
+        if (!final.IsEmpty)
+        {
+            // The caller's may be the initial state too, which another device begins with if this one fails half-way.
+            float* memory = _finalState.Rent((scales + normalizers + final.Sums.Length) * sizeof(float)).HostPointer;
+            temporary = new StateBuffers(
+                MemoryRegion.Host(memory, scales), MemoryRegion.Host(memory + scales + normalizers, final.Sums.Length), MemoryRegion.Host(memory + scales, normalizers));
+        }
+
+        DeviceBlock block = _runtime!.Pool.Rent(plan.Layout.TotalBytes);
+        try
+        {
+            _runner.Run(problem, plan, host with { FinalState = temporary }, block);
+        }
+        catch
+        {
+            Quiesce(_session!);
+            throw;
+        }
+        finally
+        {
+            _runtime.Pool.Return(block);
+        }
+
+        if (!final.IsEmpty)
+        {
+            Copy(temporary.LogScale, final.LogScale);
+            Copy(temporary.Sums, final.Sums);
+            Copy(temporary.Normalizers, final.Normalizers);
+        }
+    }
+
+    private static unsafe void Copy(MemoryRegion from, MemoryRegion to) =>
+        Buffer.MemoryCopy(from.HostPointer, to.HostPointer, to.Length * sizeof(float), from.Length * sizeof(float));
+
+    // Kept between calls, since on a caller's stream the last one may still be running.
+    private DeviceBlock Keep(long wanted, long least)
+    {
+        if (_kept is not null && _kept.Bytes >= wanted)
+        {
+            return _kept;
+        }
+
+        _session!.Wait(DeviceQueue.Compute);
+        Return(ref _kept);
+        for (long bytes = wanted; ; bytes = Math.Max(least, bytes / 2))
+        {
+            try
+            {
+                return _kept = _runtime!.Pool.Rent(bytes);
+            }
+            catch (DeviceOutOfMemoryException) when (bytes > least)
+            {
+                // The engine then works in smaller blocks.
+            }
+        }
+    }
+
+    private void Return(ref DeviceBlock? block)
+    {
+        if (block is not null)
+        {
+            _runtime!.Pool.Return(block);
+            block = null;
+        }
+    }
+}
