@@ -183,9 +183,10 @@ public sealed partial class ComputeDevice : IDisposable
     internal unsafe void Copy(DeviceTensor tensor, float* host, long floats, bool toDevice)
     {
         DeviceRuntime runtime = OpenRuntime();
+        MemoryRegion region = tensor.Region;
         if (runtime is HostRuntime)
         {
-            float* pointer = tensor.Region.HostPointer;
+            float* pointer = region.HostPointer;
             Buffer.MemoryCopy(toDevice ? host : pointer, toDevice ? pointer : host, floats * sizeof(float), floats * sizeof(float));
             return;
         }
@@ -202,8 +203,8 @@ public sealed partial class ComputeDevice : IDisposable
                 TransferQueue queue = toDevice
                     ? _uploads ??= new TransferQueue(_session, DeviceQueue.Upload)
                     : _downloads ??= new TransferQueue(_session, DeviceQueue.Download);
-                queue.Begin(tensor.Region.Owner!);
-                queue.Add(new HostView((nint)host, 1, 0, 1, 0, floats), tensor.Region.Address);
+                queue.Begin(region.Owner!);
+                queue.Add(new HostView((nint)host, 1, 0, 1, 0, floats), region.Address);
                 while (queue.Step())
                 {
                 }

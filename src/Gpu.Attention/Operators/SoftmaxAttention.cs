@@ -36,8 +36,14 @@ public sealed unsafe partial class SoftmaxAttention : IDisposable
         _executor = new Executor(device);
     }
 
-    /// <summary>Where the operator runs.</summary>
+    /// <summary>The device asked for, and on <see cref="ComputeDevice.Reason"/> why.</summary>
     public ComputeDevice Device => _executor.Device;
+
+    /// <summary>The device that ran the last call: <see cref="Device"/>, unless <see cref="Fallbacks"/> says why not.</summary>
+    public DeviceInfo LastDevice => _executor.LastDevice;
+
+    /// <summary>Why calls ran on another device than <see cref="Device"/>, or there in smaller segments than planned; each reason once.</summary>
+    public IReadOnlyList<FallbackStep> Fallbacks => _executor.Steps;
 
     /// <summary>What is computed.</summary>
     public SoftmaxAttentionOptions Options { get; }

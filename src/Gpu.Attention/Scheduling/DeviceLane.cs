@@ -5,6 +5,8 @@ namespace Gpu.Attention;
 /// <param name="options">How it is used.</param>
 internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions options) : IDisposable
 {
+    // Sizes may be asked for while a call runs.
+    private readonly Lock _lock = new();
     private readonly Workspace _hostWorkspace = new();
     private readonly Workspace _finalState = new();
     private DeviceRuntime? _runtime;
@@ -26,29 +28,15 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
     /// <summary>Scratch memory held between calls.</summary>
     public long HeldBytes => _hostWorkspace.Bytes + _finalState.Bytes + (_kept?.Bytes ?? 0);
 
-    /// <summary>The engine. Opens the device.</summary>
+    /// <summary>The engine. Opens the device; throws what keeps it from being opened, or made it fail.</summary>
     public IAttentionEngine Engine
     {
         get
         {
-            if (_session is null)
+            lock (_lock)
             {
-                if (_failure is null)
-                {
-                    _runtime = candidate.Open();
-                    _failure = _runtime.Failure;
-                }
-
-                if (_failure is not null)
-                {
-                    throw new InvalidOperationException(_failure);
-                }
-
-                _session = _runtime!.OpenSession();
-                _budget = FullBudget;
+                return (_session ??= Open()).Engine;
             }
-
-            return _session.Engine;
         }
     }
 
@@ -86,9 +74,14 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
             }
             catch (Exception e) when (_runtime!.IsOutOfMemory(e))
             {
-                _plan = null;
-                _budget = plan.Layout.TotalBytes / 2;
-                onSmaller(this, $"{e.Message}; trying with {_budget} bytes");
+                long budget = plan.Layout.TotalBytes / 2;
+                lock (_lock)
+                {
+                    _plan = null;
+                    _budget = budget;
+                }
+
+                onSmaller(this, $"{e.Message}; trying with {budget} bytes");
             }
         }
     }
@@ -119,7 +112,11 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
     /// <param name="reason">What happened.</param>
     public void Fail(string reason)
     {
-        _failure = reason;
+        lock (_lock)
+        {
+            _failure = reason;
+        }
+
         _runtime?.Fail(reason);
         Release();
     }
@@ -129,8 +126,12 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
 
     private void Release()
     {
-        _plan = null;
-        _problem = null;
+        lock (_lock)
+        {
+            _plan = null;
+            _problem = null;
+        }
+
         _hostWorkspace.Dispose();
         _finalState.Dispose();
         if (_session is { } session)
@@ -139,7 +140,11 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
             Return(ref _kept);
             _runner?.Dispose();
             _runner = null;
-            _session = null;
+            lock (_lock)
+            {
+                _session = null;
+            }
+
             Ignore(session.Dispose);
         }
     }
@@ -165,7 +170,41 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         }
     }
 
+    private DeviceSession Open()
+    {
+        try
+        {
+            if (_failure is null)
+            {
+                _runtime = candidate.Open();
+                _failure = _runtime.Failure;
+            }
+        }
+        catch (Exception e) when (e is not OutOfMemoryException)
+        {
+            _failure = e.Message;
+            throw;
+        }
+
+        if (_failure is not null)
+        {
+            throw new InvalidOperationException(_failure);
+        }
+
+        DeviceSession session = _runtime!.OpenSession();
+        _budget = FullBudget;
+        return session;
+    }
+
     private SegmentPlan Plan(AttentionProblem problem)
+    {
+        lock (_lock)
+        {
+            return PlanLocked(problem);
+        }
+    }
+
+    private SegmentPlan PlanLocked(AttentionProblem problem)
     {
         IAttentionEngine engine = Engine;
         if (_plan is null || _problem != problem)

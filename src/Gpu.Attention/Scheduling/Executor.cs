@@ -43,37 +43,33 @@ internal sealed partial class Executor : IDisposable
     public long HeldBytes => _lanes.Sum(lane => lane.HeldBytes);
 
     /// <summary>Scratch memory that a problem takes on the device that will run it; on other devices than the host, what is copied there too.</summary>
+    /// <exception cref="NotSupportedException">No device that may run the problem can.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public long WorkspaceBytes(AttentionProblem problem)
     {
-        long bytes = 0;
-        Enter();
-        try
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        Device.ThrowIfDisposed();
+        for (int i = 0; ; i++)
         {
-            OnFirstAble(problem, lane => bytes = lane.PlannedBytes(problem));
+            try
+            {
+                RequireSupport(_lanes[i], problem);
+                return _lanes[i].PlannedBytes(problem);
+            }
+            catch (Exception e) when (IsOfDevice(_lanes[i], e))
+            {
+                if (!HasNext(i))
+                {
+                    throw Final(_lanes[i], e);
+                }
+            }
         }
-        finally
-        {
-            Leave();
-        }
-
-        return bytes;
     }
 
     /// <summary>Throws what a call of the problem would throw before it did any work.</summary>
     /// <exception cref="NotSupportedException">No device that may run the problem can.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Check(AttentionProblem problem)
-    {
-        Enter();
-        try
-        {
-            OnFirstAble(problem, static _ => { });
-        }
-        finally
-        {
-            Leave();
-        }
-    }
+    public void Check(AttentionProblem problem) => _ = WorkspaceBytes(problem);
 
     /// <summary>Runs a problem on host memory.</summary>
     public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
@@ -120,6 +116,7 @@ internal sealed partial class Executor : IDisposable
             }
             catch (Exception e) when (IsOfDevice(lane, e))
             {
+                GiveUpIfBroken(lane, e);
                 throw Final(lane, e);
             }
         }
@@ -157,37 +154,17 @@ internal sealed partial class Executor : IDisposable
             return new NotSupportedException(e.Message);
         }
 
-        if (e is not DeviceOutOfMemoryException)
-        {
-            lane.Fail(e.Message);
-        }
-
         return new DeviceException(lane.Info, $"{lane.Info} failed: {e.Message}", e);
     }
 
-    private void OnFirstAble(AttentionProblem problem, Action<DeviceLane> action)
-    {
-        for (int i = 0; ; i++)
-        {
-            DeviceLane lane = _lanes[i];
-            try
-            {
-                RequireSupport(lane, problem);
-                action(lane);
-                return;
-            }
-            catch (Exception e) when (IsOfDevice(lane, e))
-            {
-                GoOn(i, e);
-            }
-        }
-    }
+    private bool HasNext(int index) => index + 1 < _lanes.Length && Device.Options.AllowFallback;
 
     /// <summary>Records why a device did not run a call, and throws when there is no next one that may.</summary>
     private void GoOn(int index, Exception e)
     {
         DeviceLane lane = _lanes[index];
-        if (index + 1 == _lanes.Length || !Device.Options.AllowFallback)
+        GiveUpIfBroken(lane, e);
+        if (!HasNext(index))
         {
             throw Final(lane, e);
         }
@@ -196,7 +173,10 @@ internal sealed partial class Executor : IDisposable
         {
             LogFallback(Device.Logger, lane.Info, e.Message, _lanes[index + 1].Info, e is UnsupportedProblemException ? null : e);
         }
+    }
 
+    private static void GiveUpIfBroken(DeviceLane lane, Exception e)
+    {
         if (e is not (UnsupportedProblemException or DeviceOutOfMemoryException))
         {
             lane.Fail(e.Message);

@@ -163,7 +163,9 @@ internal sealed class SegmentPlan
             yield break;
         }
 
-        foreach ((int first, int count) in Pieces(shape.KeyLength, size.Keys))
+        // With no keys at all, a caller's state still goes up once and not for every piece of the queries.
+        IEnumerable<(int First, int Count)> keys = shape.KeyLength == 0 && before == StateEdge.Caller ? [(0, 0)] : Pieces(shape.KeyLength, size.Keys);
+        foreach ((int first, int count) in keys)
         {
             yield return Part(size with { Queries = 0, Keys = count }, 0, first, before, StateEdge.Neighbor);
             before = StateEdge.Neighbor;

@@ -1,0 +1,190 @@
+using System.Runtime.InteropServices;
+
+namespace Gpu.Attention.Tests;
+
+/// <summary>When a fake device does what is put in its queues.</summary>
+public enum QueueTiming
+{
+    /// <summary>At once.</summary>
+    Eager,
+
+    /// <summary>Not before somebody waits for the queue: whoever uses a result without waiting finds poison.</summary>
+    Lazy,
+}
+
+/// <summary>
+/// A device with memory of its own, so much and no more, that computes with the host's engine and can be made to fail. The scheduler cannot tell it
+/// from a GPU.
+/// </summary>
+internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, string name = "fake") : DeviceRuntime(
+    new DeviceInfo { Kind = DeviceKind.OpenCL, Name = name })
+{
+    /// <summary>Bytes that are allocated.</summary>
+    public long Allocated { get; private set; }
+
+    /// <summary>Allocations ever made.</summary>
+    public int Allocations { get; private set; }
+
+    /// <summary>What the device was asked to do, in order: "upload 3", "compute 2", "wait Upload", …</summary>
+    public List<string> Log { get; } = [];
+
+    /// <summary>Called before each step of <see cref="Log"/>; throws to make the device fail.</summary>
+    public Action<string> OnStep { get; set; } = static _ => { };
+
+    /// <summary>What the engine refuses; null for nothing.</summary>
+    public string? Refusal { get; set; }
+
+    private QueueTiming Timing { get; } = timing;
+
+    public override long DefaultBudgetBytes => capacity;
+
+    public ComputeDevice Open(ComputeDeviceOptions? options = null, params FakeDevice[] next) => new(
+        "a test",
+        [
+            .. next.Prepend(this).Select(device => new DeviceCandidate(device.Info, () => device)),
+            DeviceList.Candidate(DeviceList.Enumerate().First(d => d.Kind == DeviceKind.Cpu), options),
+        ],
+        options);
+
+    public override object Allocate(long bytes)
+    {
+        Step("allocate");
+        if (bytes > capacity - Allocated)
+        {
+            throw new DeviceOutOfMemoryException($"the fake has {capacity - Allocated} bytes left, not {bytes}");
+        }
+
+        Allocations++;
+        Allocated += bytes;
+        var memory = new Memory(bytes);
+        new Span<float>(memory.Pointer, (int)(bytes / sizeof(float))).Fill(float.NaN);
+        return memory;
+    }
+
+    public override void Free(object allocation)
+    {
+        Allocated -= ((Memory)allocation).Bytes;
+        ((Memory)allocation).Free();
+    }
+
+    protected override DeviceSession CreateSession() => new Session(this);
+
+    private void Step(string step)
+    {
+        Log.Add(step);
+        OnStep(step);
+    }
+
+    private sealed class Memory(long bytes)
+    {
+        public long Bytes => bytes;
+
+        public float* Pointer { get; private set; } = (float*)NativeMemory.AlignedAlloc((nuint)bytes, 256);
+
+        public void Free()
+        {
+            NativeMemory.AlignedFree(Pointer);
+            Pointer = null;
+        }
+    }
+
+    private sealed class Session(FakeDevice device) : DeviceSession(device)
+    {
+        private readonly Dictionary<DeviceQueue, Queue<Action>> _queues = Enum.GetValues<DeviceQueue>().ToDictionary(q => q, _ => new Queue<Action>());
+        private readonly Dictionary<DeviceQueue, int> _counts = Enum.GetValues<DeviceQueue>().ToDictionary(q => q, _ => 0);
+        private FakeEngine? _engine;
+
+        public override IAttentionEngine Engine => _engine ??= new FakeEngine(device, this);
+
+        public override long LiveBytes => 0;
+
+        public override StagingMemory AllocateStaging(int floats) => new Staging(floats);
+
+        public override void Upload(StagingMemory source, int first, object target, long offset, int floats) => Enqueue(DeviceQueue.Upload, () =>
+            new Span<float>(source.Pointer + first, floats).CopyTo(Floats(target, offset, floats)));
+
+        public override void Download(object source, long offset, StagingMemory target, int first, int floats) => Enqueue(DeviceQueue.Download, () =>
+            Floats(source, offset, floats).CopyTo(new Span<float>(target.Pointer + first, floats)));
+
+        public override void Wait(DeviceQueue queue)
+        {
+            device.Step($"wait {queue}");
+            while (_queues[queue].TryDequeue(out Action? action))
+            {
+                action();
+            }
+        }
+
+        public void Enqueue(DeviceQueue queue, Action action)
+        {
+            device.Step($"{queue.ToString().ToLowerInvariant()} {_counts[queue]++}");
+            if (device.Timing == QueueTiming.Eager)
+            {
+                action();
+            }
+            else
+            {
+                _queues[queue].Enqueue(action);
+            }
+        }
+
+        protected override void DisposeCore() => Assert.All(_queues.Values, queue => Assert.Empty(queue));
+
+        private static Span<float> Floats(object allocation, long offset, int floats) =>
+            new(((Memory)allocation).Pointer + (offset / sizeof(float)), floats);
+    }
+
+    /// <summary>The host's engine, which finds device memory by its offsets.</summary>
+    private sealed class FakeEngine(FakeDevice device, Session session) : IAttentionEngine
+    {
+        private readonly SimdEngine _engine = new(1);
+
+        public string Name => "a fake";
+
+        public int SegmentMultiple => _engine.SegmentMultiple;
+
+        public EngineSupport Supports(AttentionProblem problem) =>
+            device.Refusal is { } refusal ? EngineSupport.No(refusal) : _engine.Supports(problem);
+
+        public long WorkspaceBytes(AttentionProblem problem) => _engine.WorkspaceBytes(problem);
+
+        public long MinimumWorkspaceBytes(AttentionProblem problem) => _engine.MinimumWorkspaceBytes(problem);
+
+        public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
+        {
+            var here = new AttentionBuffers
+            {
+                Query = Here(buffers.Query),
+                Key = Here(buffers.Key),
+                Value = Here(buffers.Value),
+                Output = Here(buffers.Output),
+                InitialState = Here(buffers.InitialState),
+                FinalState = Here(buffers.FinalState),
+                Workspace = Here(buffers.Workspace),
+            };
+            session.Enqueue(DeviceQueue.Compute, () => _engine.Forward(problem, here));
+        }
+
+        public void Append(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotSupportedException();
+
+        public void Read(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotSupportedException();
+
+        public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) => throw new NotSupportedException();
+
+        private static TensorBuffer Here(TensorBuffer tensor) => tensor with { Memory = Here(tensor.Memory) };
+
+        private static StateBuffers Here(StateBuffers state) =>
+            new(Here(state.LogScale), Here(state.Sums), Here(state.Normalizers)) { Maximum = Here(state.Maximum) };
+
+        private static MemoryRegion Here(MemoryRegion region) => region.Owner is Memory memory
+            ? MemoryRegion.Host((float*)((byte*)memory.Pointer + region.Address), region.Length)
+            : region;
+    }
+
+    private sealed class Staging(int floats) : StagingMemory
+    {
+        public override float* Pointer { get; } = (float*)NativeMemory.AlignedAlloc((nuint)floats * sizeof(float), 64);
+
+        public override void Dispose() => NativeMemory.AlignedFree(Pointer);
+    }
+}
