@@ -1,0 +1,253 @@
+using System.Numerics.Tensors;
+using System.Runtime.InteropServices;
+using Gpu.Attention.TestKit;
+using Gpu.Attention.Tests;
+using ILGPU;
+using ILGPU.Runtime;
+
+namespace Gpu.Attention.Kernels.Tests;
+
+/// <summary>Operators on a caller's accelerator: cut to a small budget, on tensors and views of the device, and without a leak.</summary>
+public abstract class DeviceOperatorTests : IDisposable
+{
+    private readonly Accelerator _accelerator;
+    private readonly AcceleratorStream _stream;
+    private readonly int _length;
+    private readonly List<ComputeDevice> _devices = [];
+
+    private protected DeviceOperatorTests(Accelerator accelerator, int length)
+    {
+        _accelerator = accelerator;
+        _stream = accelerator.CreateStream();
+        _length = length;
+    }
+
+    public static TheoryData<string, bool, bool> Kinds =>
+        [.. from map in new[] { "favor+", "elu" } from causal in new[] { false, true } from hasStates in new[] { false, true } select (map, causal, hasStates)];
+
+    [Theory]
+    [MemberData(nameof(Kinds))]
+    public void A_small_budget_changes_no_bit(string map, bool causal, bool hasStates)
+    {
+        var shape = new AttentionShape(2, _length, _length, 4, 2, 13, 10);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 11);
+        using LinearAttention whole = Linear(map, shape, causal, new ComputeDeviceOptions { AllowFallback = false });
+        AttentionState? before = hasStates ? State(whole, shape) : null;
+        AttentionState? expectedState = before?.Fork();
+        float[] expected = new float[shape.OutputElements];
+        whole.Forward(shape, q, k, v, expected, expectedState, expectedState);
+
+        AttentionProblem problem = Maps.Problem(map, shape, causal) with { HasInitialState = hasStates, WantsFinalState = hasStates };
+        Tolerance.Require(problem with { HasInitialState = false, WantsFinalState = false }, q, k, v, hasStates ? Plain(whole, shape, q, k, v) : expected);
+        using var engine = new IlgpuEngine(_accelerator);
+        Assert.Null(SegmentPlan.Find(problem, engine, 0, out long smallest));
+        foreach (long budget in new[] { smallest, smallest * 2 })
+        {
+            using LinearAttention small = Linear(map, shape, causal, new ComputeDeviceOptions { AllowFallback = false, MemoryBudgetBytes = budget });
+            AttentionState? state = before?.Fork();
+            float[] actual = new float[shape.OutputElements];
+            small.Forward(shape, q, k, v, actual, state, state);
+            RequireSameBits(expected, actual);
+            Assert.InRange(small.Device.MemoryUse.Peak, 1, budget + SegmentLayout.Alignment);
+            if (state is not null)
+            {
+                RequireSameBits(expectedState!.LogScale, state.LogScale);
+                RequireSameBits(expectedState.Sums, state.Sums);
+                RequireSameBits(expectedState.Normalizers, state.Normalizers);
+            }
+        }
+    }
+
+    [Fact]
+    public void Exact_attention_runs_under_a_budget()
+    {
+        var shape = new AttentionShape(2, _length, _length, 4, 2, 13, 10);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 12);
+        var problem = new AttentionProblem { Shape = shape, Causal = true, Scale = 1 / MathF.Sqrt(13) };
+        using var engine = new IlgpuEngine(_accelerator);
+        Assert.Null(SegmentPlan.Find(problem, engine, 0, out long smallest));
+        float[]? first = null;
+        foreach (long budget in new[] { smallest, 0 })
+        {
+            using var attention = new SoftmaxAttention(
+                Open(new ComputeDeviceOptions { AllowFallback = false, MemoryBudgetBytes = budget }), new SoftmaxAttentionOptions { Causal = true });
+            float[] actual = new float[shape.OutputElements];
+            attention.Forward(shape, q, k, v, actual);
+            Tolerance.Require(problem, q, k, v, actual);
+            RequireSameBits(first ??= actual, actual);
+        }
+    }
+
+    [Fact]
+    public void Tensors_stay_on_the_device()
+    {
+        var shape = new AttentionShape(1, _length, _length, 2, 1, 8, 12);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 13);
+        using LinearAttention attention = Linear("favor+", shape, true, null);
+        float[] expected = Plain(attention, shape, q, k, v);
+        using DeviceTensor query = DeviceTensor.From(attention.Device, new ReadOnlyTensorSpan<float>(q, [1, _length, 2, 8]));
+        using DeviceTensor key = DeviceTensor.From(attention.Device, new ReadOnlyTensorSpan<float>(k, [1, _length, 1, 8]));
+        using DeviceTensor value = DeviceTensor.From(attention.Device, new ReadOnlyTensorSpan<float>(v, [1, _length, 1, 12]));
+        using DeviceTensor output = DeviceTensor.Allocate(attention.Device, 1, _length, 2, 12);
+        float[] actual = new float[expected.Length];
+        for (int i = 0; i < 2; i++)
+        {
+            attention.Forward(query, key, value, output);
+            output.Download(actual);
+            RequireSameBits(expected, actual);
+        }
+    }
+
+    // Views that begin anywhere in one buffer, on the caller's stream.
+    [Fact]
+    public void A_caller_s_own_views_are_used_without_a_copy()
+    {
+        var shape = new AttentionShape(2, _length, _length, 2, 2, 5, 7);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 14);
+        using LinearAttention attention = Linear("elu", shape, true, null);
+        using var exact = new SoftmaxAttention(attention.Device);
+        float[] expected = Plain(attention, shape, q, k, v);
+        using MemoryBuffer1D<float, Stride1D.Dense> buffer = _accelerator.Allocate1D(new float[q.Length + k.Length + v.Length + expected.Length + 20]);
+        long at = 1;
+        ArrayView<float> query = Place(q);
+        ArrayView<float> key = Place(k);
+        ArrayView<float> value = Place(v);
+        ArrayView<float> output = Place(new float[expected.Length]);
+        attention.Forward(shape, query, key, value, output);
+        _stream.Synchronize();
+        RequireSameBits(expected, Content(output));
+        exact.Forward(shape, query, key, value, output);
+        _stream.Synchronize();
+        float[] actual = Content(output);
+        exact.Forward(shape, q, k, v, expected);
+        RequireSameBits(expected, actual);
+
+        Assert.Throws<ArgumentException>("key", () => attention.Forward(shape, query, key.SubView(1, key.Length - 1), value, output));
+        Assert.Contains("overlaps", Assert.Throws<ArgumentException>("output", () => attention.Forward(
+            shape, query, key, value, buffer.View.BaseView.SubView(3, output.Length))).Message, StringComparison.Ordinal);
+        using Accelerator other = TestAccelerators.OpenSimulator(2, 2);
+        using MemoryBuffer1D<float, Stride1D.Dense> elsewhere = other.Allocate1D<float>(key.Length);
+        Assert.Contains("simulator", Assert.Throws<ArgumentException>("key", () => attention.Forward(
+            shape, query, elsewhere.View.BaseView, value, output)).Message + "simulator", StringComparison.Ordinal);
+
+        ArrayView<float> Place(float[] content)
+        {
+            ArrayView<float> view = buffer.View.BaseView.SubView(at, content.Length);
+            view.CopyFromCPU(_stream, content);
+            _stream.Synchronize();
+            at += content.Length + 3;
+            return view;
+        }
+
+        float[] Content(ArrayView<float> view)
+        {
+            float[] content = new float[view.Length];
+            view.CopyToCPU(_stream, content);
+            _stream.Synchronize();
+            return content;
+        }
+    }
+
+    [Fact]
+    public void A_stream_of_another_accelerator_is_refused()
+    {
+        using Accelerator other = TestAccelerators.OpenSimulator(2, 2);
+        using AcceleratorStream stream = other.CreateStream();
+        Assert.Throws<ArgumentException>(nameof(stream), () => ComputeDevice.FromAccelerator(_accelerator, stream));
+    }
+
+    /// <summary>Whatever a test did, the device holds nothing of it.</summary>
+    public void Dispose()
+    {
+        GC.SuppressFinalize(this);
+        long live = 0;
+        foreach (ComputeDevice device in _devices)
+        {
+            device.Dispose();
+            live += device.MemoryUse.Live + device.MemoryUse.Held;
+        }
+
+        _stream.Dispose();
+        Assert.Equal(0, live);
+    }
+
+    private static AttentionState State(LinearAttention attention, AttentionShape shape)
+    {
+        AttentionState state = attention.CreateState(shape.Batch, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
+        TestData.Normal(1, state.LogScale.Length).CopyTo(state.LogScale);
+        TestData.Normal(2, state.Sums.Length).CopyTo(state.Sums);
+        Array.ConvertAll(TestData.Normal(3, state.Normalizers.Length), x => 1 + MathF.Abs(x)).CopyTo(state.Normalizers);
+        return state;
+    }
+
+    private static float[] Plain(LinearAttention attention, AttentionShape shape, float[] q, float[] k, float[] v)
+    {
+        float[] output = new float[shape.OutputElements];
+        attention.Forward(shape, q, k, v, output);
+        Assert.Equal(attention.Device.Info, attention.LastDevice);
+        return output;
+    }
+
+    private static void RequireSameBits(ReadOnlySpan<float> expected, ReadOnlySpan<float> actual) =>
+        Assert.True(MemoryMarshal.AsBytes(expected).SequenceEqual(MemoryMarshal.AsBytes(actual)));
+
+    private LinearAttention Linear(string map, AttentionShape shape, bool causal, ComputeDeviceOptions? options) =>
+        new(Open(options), Maps.Create(map, shape.KeyDimension), new LinearAttentionOptions { Causal = causal });
+
+    private ComputeDevice Open(ComputeDeviceOptions? options)
+    {
+        ComputeDevice device = ComputeDevice.FromAccelerator(_accelerator, _stream, options);
+        _devices.Add(device);
+        return device;
+    }
+}
+
+/// <summary>On the simulator.</summary>
+public sealed class SimulatedOperatorTests() : DeviceOperatorTests(TestAccelerators.SharedSimulator(2, 2), length: 35)
+{
+    [Fact]
+    public void The_simulator_runs_when_asked_for_and_never_by_default()
+    {
+        using ComputeDevice byDefault = ComputeDevice.OpenDefault();
+        Assert.NotEqual(DeviceKind.Simulator, byDefault.Info.Kind);
+        using (ComputeDevice device = ComputeDevice.Open("simulator"))
+        {
+            using var attention = new LinearAttention(device, FeatureMap.EluPlusOne);
+            var shape = new AttentionShape(1, 3, 1, 2);
+            float[] output = new float[6];
+            attention.Forward(shape, [1, 2, 3, 4, 5, 6], [1, 1, 1, 1, 1, 1], [2, 4, 2, 4, 2, 4], output);
+            Assert.Equal([2, 4, 2, 4, 2, 4], output);
+            Assert.Equal(DeviceKind.Simulator, attention.LastDevice.Kind);
+        }
+
+        using ComputeDevice again = ComputeDevice.Open(DeviceKind.Simulator);
+        using DeviceTensor tensor = DeviceTensor.Allocate(again, 3);
+        Assert.Equal(256, again.MemoryUse.Live);
+    }
+
+    // Kernels need groups of four threads at least.
+    [Fact]
+    public void An_accelerator_that_kernels_do_not_fit_hands_over_to_the_host()
+    {
+        using Accelerator tiny = TestAccelerators.OpenSimulator(2, 1);
+        using ComputeDevice device = ComputeDevice.FromAccelerator(tiny);
+        using var attention = new LinearAttention(device, FeatureMap.EluPlusOne);
+        float[] output = new float[6];
+        attention.Forward(new AttentionShape(1, 3, 1, 2), new float[6], new float[6], [1, 2, 1, 2, 1, 2], output);
+        Assert.Equal([1, 2, 1, 2, 1, 2], output);
+        Assert.Equal(DeviceKind.Cpu, attention.LastDevice.Kind);
+        Assert.Contains("Groups of", Assert.Single(attention.Fallbacks).Reason, StringComparison.Ordinal);
+
+        using ComputeDevice strict = ComputeDevice.FromAccelerator(tiny, options: new ComputeDeviceOptions { AllowFallback = false });
+        using var alone = new LinearAttention(strict, FeatureMap.EluPlusOne);
+        Assert.Contains("Groups of", Assert.Throws<DeviceException>(() => alone.Forward(
+            new AttentionShape(1, 3, 1, 2), new float[6], new float[6], new float[6], output)).Message, StringComparison.Ordinal);
+    }
+}
+
+/// <summary>On OpenCL.</summary>
+[Collection("OpenCL")]
+public sealed class OpenCLOperatorTests() : DeviceOperatorTests(TestAccelerators.SharedOpenCL(), length: 500);
+
+/// <summary>On CUDA.</summary>
+public sealed class CudaOperatorTests() : DeviceOperatorTests(TestAccelerators.SharedCuda(), length: 500);
