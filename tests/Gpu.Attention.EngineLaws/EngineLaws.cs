@@ -276,6 +276,33 @@ public abstract class EngineLaws
         }));
 
     [Theory]
+    [InlineData("favor+", false)]
+    [InlineData("favor+", true)]
+    [InlineData("elu", true)]
+    [InlineData("softmax", false)]
+    [InlineData("softmax", true)]
+    public void Less_workspace_changes_no_bit_and_too_little_is_refused(string map, bool causal)
+    {
+        SkipRefused(map);
+        var shape = new AttentionShape(3, Limit(200), Limit(200), 4, 2, 12, 10);
+        AttentionProblem problem = map == "softmax" ? new AttentionProblem { Shape = shape, Causal = causal } : Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 39);
+        float[] expected = Forward(Engine, problem, q, k, v);
+        long least = Engine.MinimumWorkspaceBytes(problem);
+        long best = Engine.WorkspaceBytes(problem);
+        Assert.InRange(least, 0, best);
+        foreach (long bytes in new[] { least, least + ((best - least) / 3), best + 4096 })
+        {
+            RequireSameBits(expected, EngineRun.Forward(Engine, Memory, problem, q, k, v, workspaceBytes: bytes));
+        }
+
+        Assert.Contains(
+            "workspace",
+            Assert.Throws<ArgumentException>("buffers", () => EngineRun.Forward(Engine, Memory, problem, q, k, v, workspaceBytes: least - 4)).Message,
+            StringComparison.Ordinal);
+    }
+
+    [Theory]
     [InlineData("favor+")]
     [InlineData("elu")]
     [InlineData("general exponential")]
