@@ -25,7 +25,7 @@ public abstract class EngineLaws
     /// <summary>Where the engine's buffers lie.</summary>
     private protected virtual EngineMemory Memory => EngineMemory.Host;
 
-    /// <summary>Maps that the engine cannot run, "softmax" for exact attention: it must refuse them with a reason.</summary>
+    /// <summary>Maps that the engine cannot run, "softmax" for exact attention and "favor+ as jax" for a published convention: it must refuse them with a reason.</summary>
     private protected virtual string[] Refused => [];
 
     /// <summary>The same engine with other numbers of threads or sizes of blocks, whose bits must be the same.</summary>
@@ -276,6 +276,33 @@ public abstract class EngineLaws
         }));
 
     [Theory]
+    [InlineData("favor+", false)]
+    [InlineData("favor+", true)]
+    [InlineData("elu", true)]
+    [InlineData("softmax", false)]
+    [InlineData("softmax", true)]
+    public void Less_workspace_changes_no_bit_and_too_little_is_refused(string map, bool causal)
+    {
+        SkipRefused(map);
+        var shape = new AttentionShape(3, Limit(200), Limit(200), 4, 2, 12, 10);
+        AttentionProblem problem = map == "softmax" ? new AttentionProblem { Shape = shape, Causal = causal } : Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 39);
+        float[] expected = Forward(Engine, problem, q, k, v);
+        long least = Engine.MinimumWorkspaceBytes(problem);
+        long best = Engine.WorkspaceBytes(problem);
+        Assert.InRange(least, 0, best);
+        foreach (long bytes in new[] { least, least + ((best - least) / 3), best + 4096 })
+        {
+            RequireSameBits(expected, EngineRun.Forward(Engine, Memory, problem, q, k, v, workspaceBytes: bytes));
+        }
+
+        Assert.Contains(
+            "workspace",
+            Assert.Throws<ArgumentException>("buffers", () => EngineRun.Forward(Engine, Memory, problem, q, k, v, workspaceBytes: least - 4)).Message,
+            StringComparison.Ordinal);
+    }
+
+    [Theory]
     [InlineData("favor+")]
     [InlineData("elu")]
     [InlineData("general exponential")]
@@ -349,6 +376,7 @@ public abstract class EngineLaws
     [MemberData(nameof(MapsAndDirections))]
     public void A_wanted_final_state_changes_no_bit_of_the_output(string map, bool causal)
     {
+        SkipRefused(map);
         var shape = new AttentionShape(1, Limit(150), Limit(150), 2, 1, 12, 10);
         AttentionProblem problem = Maps.Problem(map, shape, causal);
         (float[] q, float[] k, float[] v) = Inputs(map, shape, 38);

@@ -9,8 +9,8 @@ internal static class EngineRun
 
     public static float[] Forward(
         IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value,
-        AttentionState? initialState = null, AttentionState? finalState = null) =>
-        Run(engine.Forward, engine, memory, problem, query, key, value, initialState, finalState);
+        AttentionState? initialState = null, AttentionState? finalState = null, long? workspaceBytes = null) =>
+        Run(engine.Forward, engine, memory, problem, query, key, value, initialState, finalState, workspaceBytes);
 
     /// <summary>Adds keys and values to a state.</summary>
     public static void Append(
@@ -32,7 +32,7 @@ internal static class EngineRun
 
     private static float[] Run(
         Call call, IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value,
-        AttentionState? initialState, AttentionState? finalState)
+        AttentionState? initialState, AttentionState? finalState, long? workspaceBytes = null)
     {
         problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalState is not null };
         AttentionShape shape = problem.Shape;
@@ -40,7 +40,7 @@ internal static class EngineRun
         using PlacedBuffer k = memory.Place(new PoisonedBuffer(key, misalignment: 3));
         using PlacedBuffer v = memory.Place(new PoisonedBuffer(value, misalignment: 5));
         using PlacedBuffer o = memory.Place(new PoisonedBuffer(shape.OutputElements, misalignment: 7));
-        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer((engine.WorkspaceBytes(problem) + 3) / 4, misalignment: 1));
+        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer(((workspaceBytes ?? engine.WorkspaceBytes(problem)) + 3) / 4, misalignment: 1));
         using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
 
         // The state that comes in may be the one that goes out.

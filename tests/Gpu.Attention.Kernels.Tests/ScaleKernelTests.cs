@@ -3,6 +3,7 @@ using ILGPU.Runtime;
 
 namespace Gpu.Attention.Kernels.Tests;
 
+[Collection(TestAccelerators.Collection)]
 public class ScaleKernelTests
 {
     private const float Factor = -1.7f;

@@ -9,6 +9,12 @@ namespace Gpu.Attention.Kernels.Tests;
 /// <summary>Opens the accelerators that kernels are tested on; skips the test where there is none.</summary>
 internal static class TestAccelerators
 {
+    /// <summary>
+    /// The classes that run kernels, one after the other: a simulator's lanes are threads that meet at barriers, and wait there for whoever
+    /// else has the cores.
+    /// </summary>
+    public const string Collection = "Accelerators";
+
     private static readonly Lazy<Context> OpenCLContext = new(() => Context.Create(builder =>
         builder.EnableAlgorithms().Optimize(OptimizationLevel.O2).OpenCL(device => AcceleratorList.Refuse(device) is null || TryPatchPocl(device))));
 

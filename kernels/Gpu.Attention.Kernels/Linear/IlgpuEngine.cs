@@ -1,4 +1,3 @@
-using System.Runtime.CompilerServices;
 using ILGPU.Runtime;
 
 namespace Gpu.Attention;
@@ -35,17 +34,15 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
 
     private const int ScanGroupsPerMultiprocessor = 16;
 
-    // A kernel object and its arguments are the accelerator's, whichever engine launches it.
-    private static readonly ConditionalWeakTable<Accelerator, Lock> Locks = [];
-
+    private readonly SharedKernels _kernels;
     private readonly Lock _lock;
     private readonly Accelerator _accelerator;
     private readonly AcceleratorStream _stream;
     private readonly LinearTiling _tiling;
     private readonly int _chunk;
     private readonly int _blockItems;
-    private readonly Dictionary<(FeatureActivation, bool), LinearLaunchers> _launchers = [];
     private readonly Dictionary<FeatureForm, UploadedForm> _forms = new(ReferenceEqualityComparer.Instance);
+    private long _formUses;
     private bool _disposed;
 
     /// <summary>Creates an engine. Kernels are compiled when first needed.</summary>
@@ -57,7 +54,8 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         ArgumentNullException.ThrowIfNull(accelerator);
         options ??= new IlgpuEngineOptions();
         _accelerator = accelerator;
-        _lock = Locks.GetValue(accelerator, static _ => new Lock());
+        _kernels = SharedKernels.Of(accelerator);
+        _lock = _kernels.Lock;
         _stream = options.Stream ?? accelerator.DefaultStream;
         _tiling = options.Tiling
             ?? (accelerator.AcceleratorType == AcceleratorType.CPU ? LinearTiling.Chunk16Block8 : LinearTiling.Chunk64Block8);
@@ -110,6 +108,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
                 EngineSupport.No($"rows of {problem.Shape.KeyDimension} are larger than the {MaxInputs} that the kernels take"),
             { Features.FeatureDimension: > SteepReadKernel.MaxFeatures } =>
                 EngineSupport.No($"{problem.Features.FeatureDimension} features are more than the {SteepReadKernel.MaxFeatures} that the kernels take"),
+            _ when LinearPlan.WhyTooLarge(problem, _chunk) is { } reason => EngineSupport.No(reason),
             _ when LinearEntryPoints.For(_tiling, problem.Features.Query.Activation, problem.Causal) is null
                 || LinearEntryPoints.For(_tiling, problem.Features.Key.Activation, problem.Causal) is null =>
                 EngineSupport.No($"the function \"{problem.Features.Key.Activation}\" is the caller's own and runs on the host only"),
@@ -221,31 +220,33 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         return plan;
     }
 
-    private LinearLaunchers LaunchersOf(FeatureActivation activation, bool causal)
-    {
-        if (!_launchers.TryGetValue((activation, causal), out LinearLaunchers? launchers))
-        {
-            launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(_tiling, activation, causal)!);
-            _launchers.Add((activation, causal), launchers);
-        }
-
-        return launchers;
-    }
+    private LinearLaunchers LaunchersOf(FeatureActivation activation, bool causal) => _kernels.Linear(_tiling, activation, causal);
 
     private UploadedForm FormOf(FeatureForm form)
     {
         if (!_forms.TryGetValue(form, out UploadedForm? uploaded))
         {
-            if (_forms.Count > MaxForms)
+            if (_forms.Count >= MaxForms)
             {
-                FreeForms();
+                FreeLeastRecentForm();
             }
 
             uploaded = new UploadedForm(_accelerator, _stream, form, _chunk);
             _forms.Add(form, uploaded);
         }
 
+        uploaded.LastUse = ++_formUses;
         return uploaded;
+    }
+
+    private void FreeLeastRecentForm()
+    {
+        FeatureForm oldest = _forms.MinBy(form => form.Value.LastUse).Key;
+
+        // Kernels that read it may still be running.
+        _stream.Synchronize();
+        _forms.Remove(oldest, out UploadedForm? uploaded);
+        uploaded!.Dispose();
     }
 
     private void FreeForms()

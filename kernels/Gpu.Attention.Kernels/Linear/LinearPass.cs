@@ -6,6 +6,9 @@ namespace Gpu.Attention;
 /// <summary>Enqueues the kernels of one forward pass; <c>README.md</c> has the order and the formulas.</summary>
 internal sealed class LinearPass
 {
+    // Of the constructor and of the engine's methods, which are where a caller sees it.
+    private static readonly string BuffersParameter = "buffers";
+
     private readonly Accelerator _accelerator;
     private readonly AcceleratorStream _stream;
     private readonly AttentionProblem _problem;
@@ -36,13 +39,24 @@ internal sealed class LinearPass
         _queryForm = queryForm.View;
         _keyForm = keyForm.View;
         AttentionShape shape = problem.Shape;
-        ArrayView<float> workspace = View(buffers.Workspace, "workspace", out long start);
-        start = (start + (LinearPlan.Alignment / sizeof(float)) - 1) / (LinearPlan.Alignment / sizeof(float)) * (LinearPlan.Alignment / sizeof(float));
-        if ((buffers.Workspace.Length * sizeof(float)) < plan.Bytes)
+        if (problem.HasInitialState == buffers.InitialState.IsEmpty || problem.WantsFinalState == buffers.FinalState.IsEmpty)
         {
-            throw new ArgumentException($"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {plan.Bytes} are needed.", nameof(buffers));
+            throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
         }
 
+        if (!buffers.Normalizer.IsEmpty)
+        {
+            throw new NotSupportedException("The device engine does not hand out normalisers for a backward pass yet.");
+        }
+
+        if (buffers.Workspace.Length * sizeof(float) < plan.Bytes)
+        {
+            throw new ArgumentException(
+                $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {shape} takes {plan.Bytes}.", nameof(buffers));
+        }
+
+        ArrayView<float> workspace = View(buffers.Workspace, "workspace", out long start);
+        start = (start + (LinearPlan.Alignment / sizeof(float)) - 1) / (LinearPlan.Alignment / sizeof(float)) * (LinearPlan.Alignment / sizeof(float));
         _workspace = workspace;
         _start = start;
         _query = Tensor(buffers.Query, "query", shape.QueryElements);
@@ -273,14 +287,15 @@ internal sealed class LinearPass
     {
         if (region.Owner is not MemoryBuffer buffer || buffer.Accelerator != _accelerator)
         {
-            throw new ArgumentException($"The {name} is not in memory of {_accelerator.Name}.", name);
+            throw new ArgumentException($"The {name} is not in memory of {_accelerator.Name}.", BuffersParameter);
         }
 
         long floats = buffer.LengthInBytes / sizeof(float);
         (start, long rest) = Math.DivRem(region.Address, sizeof(float));
         if (region.Type != ElementType.Single || rest != 0 || start < 0 || region.Length > floats - start)
         {
-            throw new ArgumentException($"The {name} is not {region.Length} float32 elements within its buffer of {buffer.LengthInBytes} bytes.", name);
+            throw new ArgumentException(
+                $"The {name} is not {region.Length} float32 elements within its buffer of {buffer.LengthInBytes} bytes.", BuffersParameter);
         }
 
         return buffer.AsArrayView<float>(0, floats);

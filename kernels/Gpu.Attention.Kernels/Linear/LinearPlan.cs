@@ -9,6 +9,9 @@ internal sealed class LinearPlan
     /// <summary>Where the workspace's arrays begin is rounded up to this many bytes, and their starts in it with it.</summary>
     public const int Alignment = 256;
 
+    /// <summary>The most elements of a padded state of one head, and the most key heads: indices up to here and a block beyond stay within 32 bits.</summary>
+    private const int MaxElements = 1 << 30;
+
     private long _floats;
 
     /// <summary>Plans a problem.</summary>
@@ -138,6 +141,24 @@ internal sealed class LinearPlan
     public long QueryFeatures { get; }
 
     public long Maxima { get; }
+
+    /// <summary>Why a problem's sizes are beyond the kernels' indices; null when they are not.</summary>
+    /// <param name="problem">A problem of linear attention.</param>
+    /// <param name="chunk">C.</param>
+    public static string? WhyTooLarge(AttentionProblem problem, int chunk)
+    {
+        AttentionShape shape = problem.Shape;
+        int features = problem.Features!.FeatureDimension;
+        long featureTiles = ((long)features + chunk - 1) / chunk;
+        long valueTiles = ((long)shape.ValueDimension + chunk - 1) / chunk;
+        return featureTiles * valueTiles > MaxElements / chunk / chunk
+                ? $"a state of {features} features by {shape.ValueDimension} values has more than {MaxElements} elements"
+            : (long)shape.Batch * shape.KeyHeads > MaxElements
+                ? $"{shape.Batch} sequences of {shape.KeyHeads} key heads are more than {MaxElements} states"
+            : shape.HeadGroup * Math.Max(featureTiles, valueTiles) > MaxElements
+                ? $"{shape.HeadGroup} heads to a key head, of {features} features and {shape.ValueDimension} values, are more than {MaxElements} tiles"
+            : null;
+    }
 
     public static int RoundUp(int length, int multiple) => checked((length + multiple - 1) / multiple * multiple);
 

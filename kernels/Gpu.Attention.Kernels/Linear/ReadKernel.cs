@@ -120,11 +120,13 @@ internal static class ReadKernel
                     query.W = XMath.Exp(query.W + scale - top.W);
                     if (TDirection.IsCausal)
                     {
+                        // At −∞ the feature is switched off: its queries are 0, its keys must be a number.
+                        float keyScale = scale == float.NegativeInfinity ? 0 : scale;
                         Float4 key = quads[keyQuads + (start * TTile.Edge / 4) + i];
-                        key.X = XMath.Exp(key.X - scale);
-                        key.Y = XMath.Exp(key.Y - scale);
-                        key.Z = XMath.Exp(key.Z - scale);
-                        key.W = XMath.Exp(key.W - scale);
+                        key.X = XMath.Exp(key.X - keyScale);
+                        key.Y = XMath.Exp(key.Y - keyScale);
+                        key.Z = XMath.Exp(key.Z - keyScale);
+                        key.W = XMath.Exp(key.W - keyScale);
                         keys[i] = key;
                     }
                 }
@@ -213,7 +215,8 @@ internal static class ReadKernel
             int value = i - (token * TTile.Edge);
             if (value < width)
             {
-                arguments.Output.Elements[target + (token * arguments.Output.TokenStride) + value] = elements[i] * denominators[token];
+                arguments.Output.Elements[target + (token * arguments.Output.TokenStride) + value] =
+                    Finish<TActivation>(arguments, elements[i], denominators[token]);
             }
         }
     }
@@ -237,7 +240,7 @@ internal static class ReadKernel
         return maximum == float.NegativeInfinity ? 0 : maximum;
     }
 
-    /// <summary>The factor on a row's sums.</summary>
+    /// <summary>What <see cref="Finish"/> takes a row's sums by.</summary>
     /// <param name="arguments">The arguments.</param>
     /// <param name="member">The item's member.</param>
     /// <param name="token">The row.</param>
@@ -250,11 +253,29 @@ internal static class ReadKernel
     {
         if (arguments.Normalize != 0)
         {
-            return denominator == 0 ? 0 : 1 / denominator;
+            return denominator;
         }
 
         return TActivation.IsLogarithmic
-            ? XMath.Exp(maximum + arguments.Workspace[arguments.RowTerms + ((long)member * TTile.Edge) + token])
+            ? XMath.Exp((maximum + arguments.Workspace[arguments.RowTerms + ((long)member * TTile.Edge) + token]) / 2)
             : arguments.Factor;
+    }
+
+    /// <summary>An output.</summary>
+    /// <param name="arguments">The arguments.</param>
+    /// <param name="sum">The sum over keys.</param>
+    /// <param name="factor">What <see cref="RowFactor"/> made for the row.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    internal static float Finish<TActivation>(ReadArguments arguments, float sum, float factor)
+        where TActivation : unmanaged, IActivation
+    {
+        if (arguments.Normalize != 0)
+        {
+            // Not times 1 / factor, which is infinite below 2.9e-39.
+            return factor == 0 ? 0 : sum / factor;
+        }
+
+        // In two steps: e^M alone may overflow or vanish where its product with sums of e^(l − s) does neither.
+        return TActivation.IsLogarithmic ? sum * factor * factor : sum * factor;
     }
 }

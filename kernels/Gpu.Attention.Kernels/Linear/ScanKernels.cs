@@ -225,7 +225,9 @@ internal static class ScanKernels
             }
 
             w[arguments.StateScale + row] = scale;
-            w[arguments.StateTop + row] = top;
+
+            // A NaN may be lost in a maximum, but not in a sum.
+            w[arguments.StateTop + row] = normalizer >= float.NegativeInfinity ? top : float.NaN;
             w[arguments.StateNormalizers + row] = normalizer;
         }
     }

@@ -106,7 +106,8 @@ internal static class SteepReadKernel
                     sum += weights[key] * w[values + ((long)key * sizes.PaddedValues) + value];
                 }
 
-                arguments.Output.Elements[output + (token * arguments.Output.TokenStride) + value] = sum * factor;
+                arguments.Output.Elements[output + (token * arguments.Output.TokenStride) + value] =
+                    ReadKernel.Finish<LogarithmicActivation>(arguments, sum, factor);
             }
         }
     }

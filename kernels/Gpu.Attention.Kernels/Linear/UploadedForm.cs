@@ -52,6 +52,9 @@ internal sealed class UploadedForm : IDisposable
     /// <summary>The form as kernels see it.</summary>
     public DeviceForm View { get; }
 
+    /// <summary>When it was last asked for, in the engine's count.</summary>
+    public long LastUse { get; set; }
+
     /// <summary>Its device memory.</summary>
     public long Bytes => _buffer.LengthInBytes;
 

@@ -1,0 +1,41 @@
+using System.Runtime.CompilerServices;
+using ILGPU.Runtime;
+
+namespace Gpu.Attention;
+
+/// <summary>What all engines on an accelerator share: its kernels, and the lock that their launches are made under.</summary>
+/// <remarks>
+/// A kernel object and its arguments are the accelerator's, whichever engine launches it. ILGPU's own cache forgets a kernel that nobody holds, and
+/// a driver takes up to a second to compile it again.
+/// </remarks>
+internal sealed class SharedKernels
+{
+    private static readonly ConditionalWeakTable<Accelerator, SharedKernels> All = [];
+
+    private readonly Accelerator _accelerator;
+    private readonly Dictionary<(LinearTiling, FeatureActivation, bool), LinearLaunchers> _linear = [];
+
+    private SharedKernels(Accelerator accelerator) => _accelerator = accelerator;
+
+    /// <summary>To be held while kernels are looked up and launched.</summary>
+    public Lock Lock { get; } = new();
+
+    /// <summary>An accelerator's kernels.</summary>
+    /// <param name="accelerator">The accelerator.</param>
+    public static SharedKernels Of(Accelerator accelerator) => All.GetValue(accelerator, static a => new SharedKernels(a));
+
+    /// <summary>The kernels of linear attention, compiled when they are first asked for.</summary>
+    /// <param name="tiling">The tiling.</param>
+    /// <param name="activation">An activation that there is device code for.</param>
+    /// <param name="causal">The direction.</param>
+    public LinearLaunchers Linear(LinearTiling tiling, FeatureActivation activation, bool causal)
+    {
+        if (!_linear.TryGetValue((tiling, activation, causal), out LinearLaunchers? launchers))
+        {
+            launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(tiling, activation, causal)!);
+            _linear.Add((tiling, activation, causal), launchers);
+        }
+
+        return launchers;
+    }
+}
