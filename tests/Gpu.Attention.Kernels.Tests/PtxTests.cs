@@ -13,12 +13,15 @@ public sealed partial class PtxTests
     private static readonly FeatureActivation[] Activations =
         [FeatureActivation.Exp, FeatureActivation.EluPlusOne, FeatureActivation.Relu, FeatureActivation.Identity];
 
+    /// <summary>Kernels that multiply tiles, and so are to move four floats at once.</summary>
+    private static readonly Type[] Tiled = [typeof(KeyKernel), typeof(QueryKernel), typeof(ReadKernel), typeof(SoftmaxKernel)];
+
     /// <summary>Every instantiation that a device is given, by its name.</summary>
     private static readonly Dictionary<string, MethodInfo> Instantiations = (
         from tiling in new[] { LinearTiling.Chunk64Block8, LinearTiling.Chunk64Block4 }
-        from activation in Activations
         from causal in new[] { false, true }
-        from method in LinearEntryPoints.For(tiling, activation, causal)!.Methods
+        from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal)!.Methods)
+            .Concat(SoftmaxEntryPoints.For(tiling, causal).Methods)
         select method).Append(new Action<ScaleArguments>(ScaleKernel.Run).Method).DistinctBy(NameOf).ToDictionary(NameOf);
 
     public static TheoryData<string, int, int> Kernels()
@@ -55,7 +58,7 @@ public sealed partial class PtxTests
         Assert.DoesNotMatch(GenericAccess(), ptx);
 
         Assert.True(SharedBytes(ptx) <= 48 * 1024, $"{SharedBytes(ptx)} bytes of shared memory");
-        if (Instantiations[kernel].DeclaringType is { } type && (type == typeof(KeyKernel) || type == typeof(QueryKernel) || type == typeof(ReadKernel)))
+        if (Tiled.Contains(Instantiations[kernel].DeclaringType))
         {
             Assert.Contains("ld.global.v4", ptx, StringComparison.Ordinal);
             Assert.Contains("ld.shared.v4", ptx, StringComparison.Ordinal);

@@ -15,7 +15,7 @@ internal sealed record IlgpuEngineOptions
     public AcceleratorStream? Stream { get; init; }
 }
 
-/// <summary>Linear attention on an ILGPU accelerator: CUDA, OpenCL, or the simulator.</summary>
+/// <summary>Linear attention, and the exact attention that it stands in for, on an ILGPU accelerator: CUDA, OpenCL, or the simulator.</summary>
 /// <remarks>
 /// <para>Regions are device memory: <see cref="MemoryRegion.Owner"/> is a <see cref="MemoryBuffer"/> of the accelerator and
 /// <see cref="MemoryRegion.Address"/> a byte offset in it, the workspace's too.</para>
@@ -25,6 +25,12 @@ internal sealed record IlgpuEngineOptions
 internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
 {
     private const int MaxInputs = 256;
+
+    /// <summary>The widest row of values: kernels count the elements of a chunk, and the groups of a launch, in 32 bits.</summary>
+    private const int MaxValues = 1 << 24;
+
+    /// <summary>The most elements of a key head's state, and of one token's values in all heads that read it.</summary>
+    private const int MaxElements = 1 << 30;
 
     /// <summary>Forms that are kept on the device; a program has a few, each with an operator of its own.</summary>
     private const int MaxForms = 64;
@@ -97,15 +103,22 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
             { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
             { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
                 EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
-            { Features: null } => EngineSupport.No("exact softmax attention is not implemented on devices yet"),
+            { Shape.KeyDimension: > MaxInputs } =>
+                EngineSupport.No($"rows of {problem.Shape.KeyDimension} are larger than the {MaxInputs} that the kernels take"),
+            { Shape.ValueDimension: > MaxValues } =>
+                EngineSupport.No($"values of {problem.Shape.ValueDimension} elements are larger than the {MaxValues} that the kernels take"),
+            { Shape: var s } when (long)s.Batch * s.Heads > int.MaxValue || (long)s.HeadGroup * s.ValueDimension > MaxElements =>
+                EngineSupport.No($"there are more heads than the kernels count: {s}"),
+            { Features: null } when problem.HasInitialState || problem.WantsFinalState =>
+                EngineSupport.No("exact softmax attention has no state of constant size"),
+            { Features: null, Normalize: false } => EngineSupport.No("exact softmax attention without its normaliser is not implemented"),
+            { Features: null } => EngineSupport.Yes,
             { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential } =>
                 EngineSupport.No($"the {problem.Convention} convention of exponential features is not implemented on devices; the host engine has it"),
             { Convention: ReferenceConvention.Lucidrains, Causal: true } =>
                 EngineSupport.No("the Lucidrains convention of causal normalisers is not implemented on devices; the host engine has it"),
             { FeatureEpsilon: not 0, Features.Family: FeatureFamily.Exponential } =>
                 EngineSupport.No("an epsilon in exponential features is not implemented on devices; the host engine has it"),
-            { Shape.KeyDimension: > MaxInputs } =>
-                EngineSupport.No($"rows of {problem.Shape.KeyDimension} are larger than the {MaxInputs} that the kernels take"),
             { Features.FeatureDimension: > SteepReadKernel.MaxFeatures } =>
                 EngineSupport.No($"{problem.Features.FeatureDimension} features are more than the {SteepReadKernel.MaxFeatures} that the kernels take"),
             _ when LinearPlan.WhyTooLarge(problem, _chunk) is { } reason => EngineSupport.No(reason),
@@ -123,14 +136,14 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     public long MinimumWorkspaceBytes(AttentionProblem problem)
     {
         ThrowUnlessSupported(problem);
-        return new LinearPlan(problem, _chunk, 1).Bytes;
+        return PlanOf(problem, 1).Bytes;
     }
 
     /// <inheritdoc/>
     public long WorkspaceBytes(AttentionProblem problem)
     {
         ThrowUnlessSupported(problem);
-        return new LinearPlan(problem, _chunk, _blockItems).Bytes;
+        return PlanOf(problem, _blockItems).Bytes;
     }
 
     /// <inheritdoc/>
@@ -142,12 +155,24 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         lock (_lock)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
-            if (problem.Shape.Batch > 0)
+            if (problem.Shape.Batch == 0)
+            {
+                return;
+            }
+
+            long workspaceBytes = buffers.Workspace.Length * sizeof(float);
+            if (problem.Features is not { } features)
+            {
+                SoftmaxPlan plan = Largest(items => new SoftmaxPlan(problem, _chunk, items), workspaceBytes);
+                new SoftmaxPass(_accelerator, _stream, problem, plan, buffers, _kernels.Softmax(_tiling, problem.Causal)).Run();
+            }
+            else
             {
                 // The two forms may end in different functions; the key's decide for what both have in common.
+                LinearPlan plan = Largest(items => new LinearPlan(problem, _chunk, items), workspaceBytes);
                 new LinearPass(
-                    _accelerator, _stream, problem, PlanFor(problem, buffers.Workspace.Length * sizeof(float)), buffers, LaunchersOf(problem.Features!.Key.Activation, problem.Causal),
-                    LaunchersOf(problem.Features.Query.Activation, problem.Causal), FormOf(problem.Features.Query), FormOf(problem.Features.Key)).Run();
+                    _accelerator, _stream, problem, plan, buffers, LaunchersOf(features.Key.Activation, problem.Causal),
+                    LaunchersOf(features.Query.Activation, problem.Causal), FormOf(features.Query), FormOf(features.Key)).Run();
             }
         }
     }
@@ -206,15 +231,19 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         }
     }
 
-    /// <summary>The largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
-    private LinearPlan PlanFor(AttentionProblem problem, long workspaceBytes)
+    private IWorkspacePlan PlanOf(AttentionProblem problem, int items) =>
+        problem.Features is null ? new SoftmaxPlan(problem, _chunk, items) : new LinearPlan(problem, _chunk, items);
+
+    /// <summary>The plan of the largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
+    private TPlan Largest<TPlan>(Func<int, TPlan> planOf, long workspaceBytes)
+        where TPlan : IWorkspacePlan
     {
         int items = _blockItems;
-        var plan = new LinearPlan(problem, _chunk, items);
+        TPlan plan = planOf(items);
         while (plan.Bytes > workspaceBytes && items > 1)
         {
             items /= 2;
-            plan = new LinearPlan(problem, _chunk, items);
+            plan = planOf(items);
         }
 
         return plan;

@@ -6,9 +6,6 @@ namespace Gpu.Attention;
 /// <summary>Enqueues the kernels of one forward pass; <c>README.md</c> has the order and the formulas.</summary>
 internal sealed class LinearPass
 {
-    // Of the constructor and of the engine's methods, which are where a caller sees it.
-    private static readonly string BuffersParameter = "buffers";
-
     private readonly Accelerator _accelerator;
     private readonly AcceleratorStream _stream;
     private readonly AttentionProblem _problem;
@@ -39,30 +36,11 @@ internal sealed class LinearPass
         _queryForm = queryForm.View;
         _keyForm = keyForm.View;
         AttentionShape shape = problem.Shape;
-        if (problem.HasInitialState == buffers.InitialState.IsEmpty || problem.WantsFinalState == buffers.FinalState.IsEmpty)
-        {
-            throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
-        }
-
-        if (!buffers.Normalizer.IsEmpty)
-        {
-            throw new NotSupportedException("The device engine does not hand out normalisers for a backward pass yet.");
-        }
-
-        if (buffers.Workspace.Length * sizeof(float) < plan.Bytes)
-        {
-            throw new ArgumentException(
-                $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {shape} takes {plan.Bytes}.", nameof(buffers));
-        }
-
-        ArrayView<float> workspace = View(buffers.Workspace, "workspace", out long start);
-        start = (start + (LinearPlan.Alignment / sizeof(float)) - 1) / (LinearPlan.Alignment / sizeof(float)) * (LinearPlan.Alignment / sizeof(float));
-        _workspace = workspace;
-        _start = start;
-        _query = Tensor(buffers.Query, "query", shape.QueryElements);
-        _key = Tensor(buffers.Key, "key", shape.KeyElements);
-        _value = Tensor(buffers.Value, "value", shape.ValueElements);
-        _output = Tensor(buffers.Output, "output", shape.OutputElements);
+        _workspace = BufferViews.Workspace(accelerator, problem, buffers, plan.Bytes, out _start);
+        _query = BufferViews.Tensor(accelerator, buffers.Query, "query", shape.QueryElements, _workspace);
+        _key = BufferViews.Tensor(accelerator, buffers.Key, "key", shape.KeyElements, _workspace);
+        _value = BufferViews.Tensor(accelerator, buffers.Value, "value", shape.ValueElements, _workspace);
+        _output = BufferViews.Tensor(accelerator, buffers.Output, "output", shape.OutputElements, _workspace);
         _initial = State(buffers.InitialState, "initial state");
         _final = State(buffers.FinalState, "final state");
         HasInitial = !buffers.InitialState.IsEmpty;
@@ -241,24 +219,6 @@ internal sealed class LinearPass
 
     private KernelConfig Strided(long elements) => new(IlgpuEngine.ScanGroups(_accelerator, elements, _keys.GroupSize), _keys.GroupSize);
 
-    private KernelTensor Tensor(TensorBuffer buffer, string name, long elements)
-    {
-        if (elements == 0)
-        {
-            return new KernelTensor { Elements = _workspace };
-        }
-
-        ArrayView<float> view = View(buffer.Memory, name, out long start);
-        return new KernelTensor
-        {
-            Elements = view,
-            Start = start,
-            BatchStride = buffer.BatchStride,
-            TokenStride = buffer.TokenStride,
-            HeadStride = buffer.HeadStride,
-        };
-    }
-
     private DeviceState State(StateBuffers state, string name)
     {
         if (state.IsEmpty)
@@ -267,37 +227,18 @@ internal sealed class LinearPass
         }
 
         DeviceState device = NoState;
-        device.Sums = View(state.Sums, name, out device.SumsStart);
-        device.Normalizers = View(state.Normalizers, name, out device.NormalizersStart);
+        device.Sums = BufferViews.View(_accelerator, state.Sums, name, out device.SumsStart);
+        device.Normalizers = BufferViews.View(_accelerator, state.Normalizers, name, out device.NormalizersStart);
         if (IsLogarithmic)
         {
-            device.LogScale = View(state.LogScale, name, out device.LogScaleStart);
+            device.LogScale = BufferViews.View(_accelerator, state.LogScale, name, out device.LogScaleStart);
             if (!state.Maximum.IsEmpty)
             {
-                device.Maximum = View(state.Maximum, name, out device.MaximumStart);
+                device.Maximum = BufferViews.View(_accelerator, state.Maximum, name, out device.MaximumStart);
                 device.HasMaximum = 1;
             }
         }
 
         return device;
-    }
-
-    /// <summary>The allocation that a region lies in, whole: kernels take views to be aligned as allocations are.</summary>
-    private ArrayView<float> View(MemoryRegion region, string name, out long start)
-    {
-        if (region.Owner is not MemoryBuffer buffer || buffer.Accelerator != _accelerator)
-        {
-            throw new ArgumentException($"The {name} is not in memory of {_accelerator.Name}.", BuffersParameter);
-        }
-
-        long floats = buffer.LengthInBytes / sizeof(float);
-        (start, long rest) = Math.DivRem(region.Address, sizeof(float));
-        if (region.Type != ElementType.Single || rest != 0 || start < 0 || region.Length > floats - start)
-        {
-            throw new ArgumentException(
-                $"The {name} is not {region.Length} float32 elements within its buffer of {buffer.LengthInBytes} bytes.", BuffersParameter);
-        }
-
-        return buffer.AsArrayView<float>(0, floats);
     }
 }

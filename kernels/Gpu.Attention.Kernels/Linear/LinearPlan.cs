@@ -1,10 +1,17 @@
 namespace Gpu.Attention;
 
+/// <summary>Places in a workspace for a pass that works in blocks.</summary>
+internal interface IWorkspacePlan
+{
+    /// <summary>The workspace's bytes, what rounding up its start may take included.</summary>
+    long Bytes { get; }
+}
+
 /// <summary>
 /// Sizes and places of everything that a forward pass keeps in its workspace, in floats. Chains are taken in blocks, and the chunks of a block of
 /// chains too, so that the workspace depends on neither the length nor the batch once they fill a block.
 /// </summary>
-internal sealed class LinearPlan
+internal sealed class LinearPlan : IWorkspacePlan
 {
     /// <summary>Where the workspace's arrays begin is rounded up to this many bytes, and their starts in it with it.</summary>
     public const int Alignment = 256;
@@ -91,7 +98,7 @@ internal sealed class LinearPlan
 
     public int QueryChunks { get; }
 
-    /// <summary>The workspace's bytes, what rounding up its start may take included.</summary>
+    /// <inheritdoc/>
     public long Bytes { get; }
 
     public long StateScale { get; }
@@ -160,14 +167,18 @@ internal sealed class LinearPlan
             : null;
     }
 
+    /// <summary>Rounds floats up to whole multiples of <see cref="Alignment"/>.</summary>
+    public static long Align(long floats) => (floats + (Alignment / sizeof(float)) - 1) / (Alignment / sizeof(float)) * (Alignment / sizeof(float));
+
     public static int RoundUp(int length, int multiple) => checked((length + multiple - 1) / multiple * multiple);
 
-    private static int Chunks(int length, int chunk) => (length / chunk) + (length % chunk == 0 ? 0 : 1);
+    /// <summary>Chunks that a sequence has, the last of them perhaps not whole.</summary>
+    public static int Chunks(int length, int chunk) => (length / chunk) + (length % chunk == 0 ? 0 : 1);
 
     private long Take(long floats)
     {
         long start = _floats;
-        _floats += (floats + (Alignment / sizeof(float)) - 1) / (Alignment / sizeof(float)) * (Alignment / sizeof(float));
+        _floats += Align(floats);
         return start;
     }
 }

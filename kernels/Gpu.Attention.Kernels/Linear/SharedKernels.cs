@@ -14,6 +14,7 @@ internal sealed class SharedKernels
 
     private readonly Accelerator _accelerator;
     private readonly Dictionary<(LinearTiling, FeatureActivation, bool), LinearLaunchers> _linear = [];
+    private readonly Dictionary<(LinearTiling, bool), SoftmaxLaunchers> _softmax = [];
 
     private SharedKernels(Accelerator accelerator) => _accelerator = accelerator;
 
@@ -34,6 +35,20 @@ internal sealed class SharedKernels
         {
             launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(tiling, activation, causal)!);
             _linear.Add((tiling, activation, causal), launchers);
+        }
+
+        return launchers;
+    }
+
+    /// <summary>The kernels of exact attention, compiled when they are first asked for.</summary>
+    /// <param name="tiling">The tiling.</param>
+    /// <param name="causal">The direction.</param>
+    public SoftmaxLaunchers Softmax(LinearTiling tiling, bool causal)
+    {
+        if (!_softmax.TryGetValue((tiling, causal), out SoftmaxLaunchers? launchers))
+        {
+            launchers = new SoftmaxLaunchers(_accelerator, SoftmaxEntryPoints.For(tiling, causal));
+            _softmax.Add((tiling, causal), launchers);
         }
 
         return launchers;

@@ -37,6 +37,47 @@ internal interface IBlock<TSelf>
     /// <param name="quad">The first quad of row 0.</param>
     /// <param name="stride">Quads from a row to the next.</param>
     static abstract void Store(TSelf block, ArrayView<Float4> target, long quad, int stride);
+
+    /// <summary>Reads the rows.</summary>
+    /// <param name="source">Where they lie.</param>
+    /// <param name="quad">The first quad of row 0.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    static abstract TSelf Load(ArrayView<Float4> source, int quad, int stride);
+
+    /// <summary>Multiplies all elements by one factor.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="factor">The factor.</param>
+    static abstract TSelf Scale(TSelf block, float factor);
+
+    /// <summary>Multiplies row i by a factor of its own.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="factors">Holds the factors.</param>
+    /// <param name="quad">The first quad of them.</param>
+    static abstract TSelf ScaleRows(TSelf block, ArrayView<Float4> factors, int quad);
+
+    /// <summary>Puts −∞ in place of the elements of column j that lie below row <c>limit + j·step</c>, whatever they are.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="limit">The last row of column 0 that stays; negative for none.</param>
+    /// <param name="step">How much further the next column reaches.</param>
+    static abstract TSelf Mask(TSelf block, int limit, int step);
+
+    /// <summary><c>e^{x−s_j}</c> for every element x of column j.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="shifts">Holds the s_j.</param>
+    /// <param name="quad">The first quad of them.</param>
+    static abstract TSelf ExpDifference(TSelf block, ArrayView<Float4> shifts, int quad);
+
+    /// <summary>Writes each column's maximum, in which a NaN may be passed over.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="target">Where they go.</param>
+    /// <param name="quad">The first quad of them.</param>
+    static abstract void StoreMaxima(TSelf block, ArrayView<Float4> target, int quad);
+
+    /// <summary>Writes each column's sum.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="target">Where they go.</param>
+    /// <param name="quad">The first quad of them.</param>
+    static abstract void StoreSums(TSelf block, ArrayView<Float4> target, int quad);
 }
 
 /// <summary>Four rows.</summary>
@@ -96,6 +137,76 @@ internal struct Rows4<TVector>
         TVector.Store(target, quad + (2 * stride), block._r2);
         TVector.Store(target, quad + (3 * stride), block._r3);
     }
+
+    /// <inheritdoc cref="IBlock{TSelf}.Scale"/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> Scale(Rows4<TVector> rows, float factor)
+    {
+        rows._r0 = TVector.Multiply(factor, rows._r0);
+        rows._r1 = TVector.Multiply(factor, rows._r1);
+        rows._r2 = TVector.Multiply(factor, rows._r2);
+        rows._r3 = TVector.Multiply(factor, rows._r3);
+        return rows;
+    }
+
+    /// <summary>Multiplies row i by a_i.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="a">A factor for each row.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> ScaleRows(Rows4<TVector> rows, Float4 a)
+    {
+        rows._r0 = TVector.Multiply(a.X, rows._r0);
+        rows._r1 = TVector.Multiply(a.Y, rows._r1);
+        rows._r2 = TVector.Multiply(a.Z, rows._r2);
+        rows._r3 = TVector.Multiply(a.W, rows._r3);
+        return rows;
+    }
+
+    /// <inheritdoc cref="IBlock{TSelf}.Mask"/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> Mask(Rows4<TVector> rows, int limit, int step)
+    {
+        rows._r0 = TVector.Mask(rows._r0, limit, step);
+        rows._r1 = TVector.Mask(rows._r1, limit - 1, step);
+        rows._r2 = TVector.Mask(rows._r2, limit - 2, step);
+        rows._r3 = TVector.Mask(rows._r3, limit - 3, step);
+        return rows;
+    }
+
+    /// <summary><c>e^{x−s}</c>, s one for each column.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="shift">s.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> ExpDifference(Rows4<TVector> rows, TVector shift)
+    {
+        rows._r0 = TVector.ExpDifference(rows._r0, shift);
+        rows._r1 = TVector.ExpDifference(rows._r1, shift);
+        rows._r2 = TVector.ExpDifference(rows._r2, shift);
+        rows._r3 = TVector.ExpDifference(rows._r3, shift);
+        return rows;
+    }
+
+    /// <summary>Each column's maximum.</summary>
+    /// <param name="rows">The rows.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static TVector Maxima(Rows4<TVector> rows) => TVector.Max(TVector.Max(rows._r0, rows._r1), TVector.Max(rows._r2, rows._r3));
+
+    /// <summary>Each column's sum.</summary>
+    /// <param name="rows">The rows.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static TVector Sums(Rows4<TVector> rows) => TVector.Add(TVector.Add(rows._r0, rows._r1), TVector.Add(rows._r2, rows._r3));
+
+    /// <inheritdoc cref="IBlock{TSelf}.Load"/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> Load(ArrayView<Float4> source, int quad, int stride)
+    {
+        Rows4<TVector> rows;
+        rows._r0 = TVector.Load(source, quad);
+        rows._r1 = TVector.Load(source, quad + stride);
+        rows._r2 = TVector.Load(source, quad + (2 * stride));
+        rows._r3 = TVector.Load(source, quad + (3 * stride));
+        return rows;
+    }
 }
 
 /// <summary>4 × 4 sums: 16 multiply-adds for two 16-byte loads.</summary>
@@ -126,6 +237,57 @@ internal struct Block4 : IBlock<Block4>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Block4 block, ArrayView<Float4> target, long quad, int stride) =>
         Rows4<Float4>.Store(block._rows, target, quad, stride);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 Load(ArrayView<Float4> source, int quad, int stride)
+    {
+        Block4 block;
+        block._rows = Rows4<Float4>.Load(source, quad, stride);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 Scale(Block4 block, float factor)
+    {
+        block._rows = Rows4<Float4>.Scale(block._rows, factor);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 ScaleRows(Block4 block, ArrayView<Float4> factors, int quad)
+    {
+        block._rows = Rows4<Float4>.ScaleRows(block._rows, factors[quad]);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 Mask(Block4 block, int limit, int step)
+    {
+        block._rows = Rows4<Float4>.Mask(block._rows, limit, step);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 ExpDifference(Block4 block, ArrayView<Float4> shifts, int quad)
+    {
+        block._rows = Rows4<Float4>.ExpDifference(block._rows, shifts[quad]);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void StoreMaxima(Block4 block, ArrayView<Float4> target, int quad) =>
+        target[quad] = Rows4<Float4>.Maxima(block._rows);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void StoreSums(Block4 block, ArrayView<Float4> target, int quad) =>
+        target[quad] = Rows4<Float4>.Sums(block._rows);
 }
 
 /// <summary>8 × 8 sums: 64 multiply-adds for four 16-byte loads.</summary>
@@ -169,4 +331,61 @@ internal struct Block8 : IBlock<Block8>
         Rows4<Float8>.Store(block._top, target, quad, stride);
         Rows4<Float8>.Store(block._bottom, target, quad + (4 * stride), stride);
     }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 Load(ArrayView<Float4> source, int quad, int stride)
+    {
+        Block8 block;
+        block._top = Rows4<Float8>.Load(source, quad, stride);
+        block._bottom = Rows4<Float8>.Load(source, quad + (4 * stride), stride);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 Scale(Block8 block, float factor)
+    {
+        block._top = Rows4<Float8>.Scale(block._top, factor);
+        block._bottom = Rows4<Float8>.Scale(block._bottom, factor);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 ScaleRows(Block8 block, ArrayView<Float4> factors, int quad)
+    {
+        block._top = Rows4<Float8>.ScaleRows(block._top, factors[quad]);
+        block._bottom = Rows4<Float8>.ScaleRows(block._bottom, factors[quad + 1]);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 Mask(Block8 block, int limit, int step)
+    {
+        block._top = Rows4<Float8>.Mask(block._top, limit, step);
+        block._bottom = Rows4<Float8>.Mask(block._bottom, limit - 4, step);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 ExpDifference(Block8 block, ArrayView<Float4> shifts, int quad)
+    {
+        Float8 shift = Float8.Load(shifts, quad);
+        block._top = Rows4<Float8>.ExpDifference(block._top, shift);
+        block._bottom = Rows4<Float8>.ExpDifference(block._bottom, shift);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void StoreMaxima(Block8 block, ArrayView<Float4> target, int quad) =>
+        Float8.Store(target, quad, Float8.Max(Rows4<Float8>.Maxima(block._top), Rows4<Float8>.Maxima(block._bottom)));
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void StoreSums(Block8 block, ArrayView<Float4> target, int quad) =>
+        Float8.Store(target, quad, Float8.Add(Rows4<Float8>.Sums(block._top), Rows4<Float8>.Sums(block._bottom)));
 }

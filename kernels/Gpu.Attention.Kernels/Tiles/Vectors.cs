@@ -1,5 +1,6 @@
 using System.Runtime.CompilerServices;
 using ILGPU;
+using ILGPU.Algorithms;
 
 namespace Gpu.Attention;
 
@@ -24,6 +25,32 @@ internal interface IVector<TSelf>
     /// <param name="b">A vector.</param>
     /// <param name="c">A vector.</param>
     static abstract TSelf MultiplyAdd(float a, TSelf b, TSelf c);
+
+    /// <summary><c>a·b</c>.</summary>
+    /// <param name="a">A factor for every element.</param>
+    /// <param name="b">A vector.</param>
+    static abstract TSelf Multiply(float a, TSelf b);
+
+    /// <summary><c>a + b</c>.</summary>
+    /// <param name="a">A vector.</param>
+    /// <param name="b">A vector.</param>
+    static abstract TSelf Add(TSelf a, TSelf b);
+
+    /// <summary>The larger of each two elements; either, where one is NaN.</summary>
+    /// <param name="a">A vector.</param>
+    /// <param name="b">A vector.</param>
+    static abstract TSelf Max(TSelf a, TSelf b);
+
+    /// <summary><c>e^{a−b}</c>.</summary>
+    /// <param name="a">A vector.</param>
+    /// <param name="b">A vector.</param>
+    static abstract TSelf ExpDifference(TSelf a, TSelf b);
+
+    /// <summary>Puts −∞ in place of every element i with <c>limit + i·step &lt; 0</c>, whatever it is.</summary>
+    /// <param name="value">A vector.</param>
+    /// <param name="limit">The bound of element 0.</param>
+    /// <param name="step">By how much the bound grows from an element to the next.</param>
+    static abstract TSelf Mask(TSelf value, int limit, int step);
 }
 
 /// <summary>Four floats, 16-byte aligned in memory: what a thread loads and stores at once.</summary>
@@ -59,6 +86,61 @@ internal struct Float4 : IVector<Float4>
         c.W += a * b.W;
         return c;
     }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Multiply(float a, Float4 b)
+    {
+        b.X *= a;
+        b.Y *= a;
+        b.Z *= a;
+        b.W *= a;
+        return b;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Add(Float4 a, Float4 b)
+    {
+        a.X += b.X;
+        a.Y += b.Y;
+        a.Z += b.Z;
+        a.W += b.W;
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Max(Float4 a, Float4 b)
+    {
+        a.X = a.X > b.X ? a.X : b.X;
+        a.Y = a.Y > b.Y ? a.Y : b.Y;
+        a.Z = a.Z > b.Z ? a.Z : b.Z;
+        a.W = a.W > b.W ? a.W : b.W;
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 ExpDifference(Float4 a, Float4 b)
+    {
+        a.X = XMath.Exp(a.X - b.X);
+        a.Y = XMath.Exp(a.Y - b.Y);
+        a.Z = XMath.Exp(a.Z - b.Z);
+        a.W = XMath.Exp(a.W - b.W);
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Mask(Float4 value, int limit, int step)
+    {
+        value.X = limit < 0 ? float.NegativeInfinity : value.X;
+        value.Y = limit + step < 0 ? float.NegativeInfinity : value.Y;
+        value.Z = limit + (2 * step) < 0 ? float.NegativeInfinity : value.Z;
+        value.W = limit + (3 * step) < 0 ? float.NegativeInfinity : value.W;
+        return value;
+    }
 }
 
 /// <summary>Eight floats.</summary>
@@ -92,5 +174,50 @@ internal struct Float8 : IVector<Float8>
         c._low = Float4.MultiplyAdd(a, b._low, c._low);
         c._high = Float4.MultiplyAdd(a, b._high, c._high);
         return c;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 Multiply(float a, Float8 b)
+    {
+        b._low = Float4.Multiply(a, b._low);
+        b._high = Float4.Multiply(a, b._high);
+        return b;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 Add(Float8 a, Float8 b)
+    {
+        a._low = Float4.Add(a._low, b._low);
+        a._high = Float4.Add(a._high, b._high);
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 Max(Float8 a, Float8 b)
+    {
+        a._low = Float4.Max(a._low, b._low);
+        a._high = Float4.Max(a._high, b._high);
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 ExpDifference(Float8 a, Float8 b)
+    {
+        a._low = Float4.ExpDifference(a._low, b._low);
+        a._high = Float4.ExpDifference(a._high, b._high);
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 Mask(Float8 value, int limit, int step)
+    {
+        value._low = Float4.Mask(value._low, limit, step);
+        value._high = Float4.Mask(value._high, limit + (4 * step), step);
+        return value;
     }
 }
