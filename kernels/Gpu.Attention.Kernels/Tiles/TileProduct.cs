@@ -38,10 +38,32 @@ internal static class TileProduct
             Stage<TTile>(memory, a + ((long)start * aStride), aStride, left);
             Stage<TTile>(bMemory, b + ((long)start * bStride), bStride, right);
             Group.Barrier();
-            for (int k = 0; k < Depth; k++)
-            {
-                block = TBlock.Outer(block, left, (k * (TTile.Edge / 4)) + row, right, (k * (TTile.Edge / 4)) + column);
-            }
+            block = Multiply<TTile, TBlock>(block, left, row, right, column);
+        }
+
+        return block;
+    }
+
+    /// <summary>Adds the product of two slices in shared memory.</summary>
+    /// <remarks>
+    /// Eight rows are written out, since nobody unrolls the loop: not the driver, for ILGPU marks its branch as uniform, and on processors
+    /// PoCL makes a barrier of every turn, at which all threads' sums go to memory and back.
+    /// </remarks>
+    /// <param name="block">The sums so far.</param>
+    /// <param name="a">Holds a slice of A.</param>
+    /// <param name="aQuad">The first quad of the thread's rows of the block.</param>
+    /// <param name="b">Holds a slice of B.</param>
+    /// <param name="bQuad">The first quad of the thread's columns of the block.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static TBlock Multiply<TTile, TBlock>(TBlock block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad)
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock>
+    {
+        for (int k = 0; k < Depth; k += 8)
+        {
+            int at = k * (TTile.Edge / 4);
+            block = MultiplyFour<TTile, TBlock>(block, a, aQuad + at, b, bQuad + at);
+            block = MultiplyFour<TTile, TBlock>(block, a, aQuad + at + TTile.Edge, b, bQuad + at + TTile.Edge);
         }
 
         return block;
@@ -76,4 +98,16 @@ internal static class TileProduct
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock> =>
         Group.IdxX % (TTile.Edge / TBlock.Edge) * TBlock.Edge;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static TBlock MultiplyFour<TTile, TBlock>(TBlock block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad)
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock>
+    {
+        int row = TTile.Edge / 4;
+        block = TBlock.Outer(block, a, aQuad, b, bQuad);
+        block = TBlock.Outer(block, a, aQuad + row, b, bQuad + row);
+        block = TBlock.Outer(block, a, aQuad + (2 * row), b, bQuad + (2 * row));
+        return TBlock.Outer(block, a, aQuad + (3 * row), b, bQuad + (3 * row));
+    }
 }
