@@ -23,7 +23,8 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         try
         {
             accelerator.Bind();
-            return accelerator.Allocate1D<byte>(bytes);
+            // Of the type that kernels and copies see it as: ILGPU makes no other views of a buffer.
+            return accelerator.Allocate1D<float>(bytes / sizeof(float));
         }
         catch (Exception e) when (IsOutOfMemory(e) || e is OutOfMemoryException)
         {
