@@ -78,9 +78,32 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
             Features = FeatureMap.FavorPlus(RandomProjection.Orthogonal(256, 64, seed: 1)).Lower(64, 0.125f),
             Causal = causal,
         };
-        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 77);
+        RequireAgreement(Engine, problem, 77);
+    }
+
+    // Small tiles, so that as many items as groups fit into memory.
+    [Theory]
+    [InlineData(true, 3)]
+    [InlineData(false, 1)]
+    public void Agrees_with_the_host_engine_on_a_grid_beyond_65535_groups(bool causal, int length)
+    {
+        var shape = new AttentionShape(70_000, length, 1, 4);
+        var problem = new AttentionProblem
+        {
+            Shape = shape,
+            Features = causal ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(8, 4, seed: 1)).Lower(4, 0.5f) : FeatureMap.EluPlusOne.Lower(4, 1),
+            Causal = causal,
+        };
+        using var engine = new IlgpuEngine(
+            TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk16Block8, BlockItems = shape.Batch });
+        RequireAgreement(engine, problem, 78);
+    }
+
+    private void RequireAgreement(IAttentionEngine engine, AttentionProblem problem, ulong seed)
+    {
+        (float[] q, float[] k, float[] v) = TestData.Inputs(problem.Shape, seed);
         float[] expected = EngineRun.Forward(new SimdEngine(), EngineMemory.Host, problem, q, k, v);
-        float[] actual = EngineRun.Forward(Engine, Memory, problem, q, k, v);
+        float[] actual = EngineRun.Forward(engine, Memory, problem, q, k, v);
         double worst = expected.Zip(actual, (x, y) => (double)MathF.Abs(x - y)).Max();
         Assert.True(worst <= 2e-5, $"largest difference {worst:g3}");
     }
