@@ -63,6 +63,8 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
 {
     private protected override int MaxLength => 1000;
 
+    private protected override int Cases(int full) => Math.Min(full, 15);
+
     // Too long for the oracles; the host engine is held against them, and is an implementation of its own.
     [Theory]
     [InlineData(true, 4096, 8, 8, 64)]
@@ -116,7 +118,7 @@ public sealed class OpenCLBlock4Tests() : IlgpuEngineTests(
 {
     private protected override int MaxLength => 200;
 
-    private protected override int Cases(int full) => Math.Min(full, 10);
+    private protected override int Cases(int full) => Math.Min(full, 5);
 }
 
 /// <summary>On CUDA as devices run it.</summary>

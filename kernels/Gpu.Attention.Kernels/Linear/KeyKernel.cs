@@ -167,11 +167,7 @@ internal static class KeyKernel
                 Group.Barrier();
                 TileProduct.Stage<TTile>(quads, values + ((((long)start * sizes.PaddedValues) + firstValue) / 4), sizes.PaddedValues / 4, right);
                 Group.Barrier();
-                for (int k = 0; k < TileProduct.Depth; k++)
-                {
-                    delta = TBlock.Outer(
-                        delta, tile, (((start + k) * TTile.Edge) + row) / 4, right, ((k * TTile.Edge) + column) / 4);
-                }
+                delta = TileProduct.AddSlice<TTile, TBlock>(delta, tile, ((start * TTile.Edge) + row) / 4, right, column / 4);
             }
 
             TBlock.Store(delta, quads, sums + (firstValue / 4), sizes.PaddedValues / 4);

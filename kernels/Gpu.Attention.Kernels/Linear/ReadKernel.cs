@@ -151,15 +151,11 @@ internal static class ReadKernel
                 denominators[token] = sum;
             }
 
-            for (int k = 0; k < TileProduct.Depth; k++)
+            output = TileProduct.AddSlice<TTile, TBlock>(output, queries, row / 4, sums, column / 4);
+            if (TDirection.IsCausal && row <= column)
             {
-                int at = k * (TTile.Edge / 4);
-                output = TBlock.Outer(output, queries, at + (row / 4), sums, at + (column / 4));
-                if (TDirection.IsCausal && row <= column)
-                {
-                    // Keys are rows here: those above the diagonal see no query.
-                    weights = TBlock.Outer(weights, keys, at + (row / 4), queries, at + (column / 4));
-                }
+                // Keys are rows here: those above the diagonal see no query.
+                weights = TileProduct.AddSlice<TTile, TBlock>(weights, keys, row / 4, queries, column / 4);
             }
         }
 

@@ -38,10 +38,32 @@ internal static class TileProduct
             Stage<TTile>(memory, a + ((long)start * aStride), aStride, left);
             Stage<TTile>(bMemory, b + ((long)start * bStride), bStride, right);
             Group.Barrier();
-            for (int k = 0; k < Depth; k++)
-            {
-                block = TBlock.Outer(block, left, (k * (TTile.Edge / 4)) + row, right, (k * (TTile.Edge / 4)) + column);
-            }
+            block = AddSlice<TTile, TBlock>(block, left, row, right, column);
+        }
+
+        return block;
+    }
+
+    /// <summary>Adds the product of two slices in shared memory to the thread's block.</summary>
+    /// <remarks>Four rows an iteration: nobody unrolls it later, and sums change registers from one iteration to the next.</remarks>
+    /// <param name="block">The sums so far.</param>
+    /// <param name="left">Holds a slice of A.</param>
+    /// <param name="leftQuad">The first quad of the block's rows.</param>
+    /// <param name="right">Holds a slice of B.</param>
+    /// <param name="rightQuad">The first quad of the block's columns.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static TBlock AddSlice<TTile, TBlock>(TBlock block, ArrayView<Float4> left, int leftQuad, ArrayView<Float4> right, int rightQuad)
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock>
+    {
+        for (int k = 0; k < Depth; k += 4)
+        {
+            int a = leftQuad + (k * (TTile.Edge / 4));
+            int b = rightQuad + (k * (TTile.Edge / 4));
+            block = TBlock.Outer(block, left, a, right, b);
+            block = TBlock.Outer(block, left, a + (TTile.Edge / 4), right, b + (TTile.Edge / 4));
+            block = TBlock.Outer(block, left, a + (2 * (TTile.Edge / 4)), right, b + (2 * (TTile.Edge / 4)));
+            block = TBlock.Outer(block, left, a + (3 * (TTile.Edge / 4)), right, b + (3 * (TTile.Edge / 4)));
         }
 
         return block;
