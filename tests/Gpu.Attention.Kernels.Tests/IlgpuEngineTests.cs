@@ -86,6 +86,8 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
 {
     private protected override int MaxLength => 1000;
 
+    private protected override int Cases(int full) => Math.Min(full, 15);
+
     // Too long for the oracles; the host engine is held against them, and is an implementation of its own.
     [Theory]
     [InlineData(true, 4096, 8, 8, 64)]
@@ -101,7 +103,7 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
             Features = FeatureMap.FavorPlus(RandomProjection.Orthogonal(256, 64, seed: 1)).Lower(64, 0.125f),
             Causal = causal,
         };
-        RequireAgreement(problem);
+        RequireAgreement(Engine, problem, 77);
     }
 
     [Theory]
@@ -112,18 +114,39 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
     [InlineData(false, 300, 3001, 4, 1, 64, 64)]
     public void Exact_attention_agrees_with_the_host_engine_at_realistic_sizes(
         bool causal, int queries, int keys, int heads, int keyHeads, int dimension, int valueDimension) =>
-        RequireAgreement(new AttentionProblem
-        {
-            Shape = new AttentionShape(1, queries, keys, heads, keyHeads, dimension, valueDimension),
-            Causal = causal,
-            Scale = 1 / MathF.Sqrt(dimension),
-        });
+        RequireAgreement(
+            Engine,
+            new AttentionProblem
+            {
+                Shape = new AttentionShape(1, queries, keys, heads, keyHeads, dimension, valueDimension),
+                Causal = causal,
+                Scale = 1 / MathF.Sqrt(dimension),
+            },
+            77);
 
-    private void RequireAgreement(AttentionProblem problem)
+    // Small tiles, so that as many items as groups fit into memory.
+    [Theory]
+    [InlineData(true, 3)]
+    [InlineData(false, 1)]
+    public void Agrees_with_the_host_engine_on_a_grid_beyond_65535_groups(bool causal, int length)
     {
-        (float[] q, float[] k, float[] v) = TestData.Inputs(problem.Shape, 77);
+        var shape = new AttentionShape(70_000, length, 1, 4);
+        var problem = new AttentionProblem
+        {
+            Shape = shape,
+            Features = causal ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(8, 4, seed: 1)).Lower(4, 0.5f) : FeatureMap.EluPlusOne.Lower(4, 1),
+            Causal = causal,
+        };
+        using var engine = new IlgpuEngine(
+            TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk16Block8, BlockItems = shape.Batch });
+        RequireAgreement(engine, problem, 78);
+    }
+
+    private void RequireAgreement(IAttentionEngine engine, AttentionProblem problem, ulong seed)
+    {
+        (float[] q, float[] k, float[] v) = TestData.Inputs(problem.Shape, seed);
         float[] expected = EngineRun.Forward(new SimdEngine(), EngineMemory.Host, problem, q, k, v);
-        float[] actual = EngineRun.Forward(Engine, Memory, problem, q, k, v);
+        float[] actual = EngineRun.Forward(engine, Memory, problem, q, k, v);
         double worst = expected.Zip(actual, (x, y) => (double)MathF.Abs(x - y)).Max();
         Assert.True(worst <= 2e-5, $"largest difference {worst:g3}");
     }
@@ -136,7 +159,7 @@ public sealed class OpenCLBlock4Tests() : IlgpuEngineTests(
 {
     private protected override int MaxLength => 200;
 
-    private protected override int Cases(int full) => Math.Min(full, 10);
+    private protected override int Cases(int full) => Math.Min(full, 5);
 }
 
 /// <summary>On CUDA as devices run it.</summary>

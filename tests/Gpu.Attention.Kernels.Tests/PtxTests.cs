@@ -1,8 +1,6 @@
 using System.Globalization;
 using System.Reflection;
 using System.Text.RegularExpressions;
-using ILGPU.Backends.EntryPoints;
-using ILGPU.Backends.PTX;
 using ILGPU.Runtime.Cuda;
 
 namespace Gpu.Attention.Kernels.Tests;
@@ -10,24 +8,13 @@ namespace Gpu.Attention.Kernels.Tests;
 /// <summary>Compiles kernels to PTX without a GPU or a driver, and reads the text.</summary>
 public sealed partial class PtxTests
 {
-    private static readonly FeatureActivation[] Activations =
-        [FeatureActivation.Exp, FeatureActivation.EluPlusOne, FeatureActivation.Relu, FeatureActivation.Identity];
-
-    /// <summary>Kernels that multiply tiles, and so are to move four floats at once.</summary>
+    /// <summary>Kernels that multiply tiles.</summary>
     private static readonly Type[] Tiled = [typeof(KeyKernel), typeof(QueryKernel), typeof(ReadKernel), typeof(SoftmaxKernel)];
-
-    /// <summary>Every instantiation that a device is given, by its name.</summary>
-    private static readonly Dictionary<string, MethodInfo> Instantiations = (
-        from tiling in new[] { LinearTiling.Chunk64Block8, LinearTiling.Chunk64Block4 }
-        from causal in new[] { false, true }
-        from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal)!.Methods)
-            .Concat(SoftmaxEntryPoints.For(tiling, causal).Methods)
-        select method).Append(new Action<ScaleArguments>(ScaleKernel.Run).Method).DistinctBy(NameOf).ToDictionary(NameOf);
 
     public static TheoryData<string, int, int> Kernels()
     {
         var data = new TheoryData<string, int, int>();
-        foreach (string kernel in Instantiations.Keys)
+        foreach (string kernel in PtxCode.Instantiations.Keys)
         {
             foreach ((int major, int minor) in new[] { (7, 0), (8, 0), (9, 0) })
             {
@@ -42,7 +29,8 @@ public sealed partial class PtxTests
     [MemberData(nameof(Kernels))]
     public void A_kernel_keeps_to_registers_and_calls_nothing_unresolved(string kernel, int major, int minor)
     {
-        string ptx = Compile(Instantiations[kernel], new CudaArchitecture(major, minor));
+        MethodInfo method = PtxCode.Instantiations[kernel];
+        string ptx = PtxCode.Compile(method, new CudaArchitecture(major, minor), new CudaInstructionSet(8, 8));
 
         Assert.Contains(".visible .entry", ptx, StringComparison.Ordinal);
 
@@ -58,13 +46,46 @@ public sealed partial class PtxTests
         Assert.DoesNotMatch(GenericAccess(), ptx);
 
         Assert.True(SharedBytes(ptx) <= 48 * 1024, $"{SharedBytes(ptx)} bytes of shared memory");
-        if (Tiled.Contains(Instantiations[kernel].DeclaringType))
+        if (Tiled.Contains(method.DeclaringType))
         {
+            Assert.True(SharedBytes(ptx) > 0, "no shared memory");
             Assert.Contains("ld.global.v4", ptx, StringComparison.Ordinal);
-            Assert.Contains("ld.shared.v4", ptx, StringComparison.Ordinal);
             Assert.Contains("st.shared.v4", ptx, StringComparison.Ordinal);
+            Type[] arguments = method.GetGenericArguments();
+            int products = method.DeclaringType == typeof(QueryKernel) ? 1
+                : method.DeclaringType == typeof(KeyKernel) || method.DeclaringType == typeof(SoftmaxKernel) ? 2
+                : arguments.Contains(typeof(CausalDirection)) ? 2 : 1;
+            RequireTightProducts(ptx, arguments.Contains(typeof(Block8)) ? 8 : 4, products);
         }
     }
+
+    /// <summary>An iteration of a tile's product, eight times e × e multiply-adds, loads its 16e numbers 16 bytes at a time, and nothing else.</summary>
+    private static void RequireTightProducts(string ptx, int edge, int products)
+    {
+        string[] iterations = [.. Label().Split(ptx).Where(block => Multiplication().Count(block) == 8 * edge * edge)];
+        Assert.Equal(products, iterations.Length);
+        foreach (string iteration in iterations)
+        {
+            Assert.Equal(8 * edge * edge, Addition().Count(iteration));
+            Assert.Equal(4 * edge, QuadLoad().Count(iteration));
+            Assert.DoesNotMatch(ScalarLoad(), iteration);
+        }
+    }
+
+    [GeneratedRegex(@"^\s*\$?\w+:", RegexOptions.Multiline)]
+    private static partial Regex Label();
+
+    [GeneratedRegex(@"\bmul\.f32\b")]
+    private static partial Regex Multiplication();
+
+    [GeneratedRegex(@"\badd\.f32\b")]
+    private static partial Regex Addition();
+
+    [GeneratedRegex(@"\bld\.shared\.v4\.f32\b")]
+    private static partial Regex QuadLoad();
+
+    [GeneratedRegex(@"\bld\.(shared|global)\.(v2\.)?f32\b")]
+    private static partial Regex ScalarLoad();
 
     // "ld.f32 ...": the address space is missing.
     [GeneratedRegex(@"\b(ld|st)\.(v[24]\.)?[fbsu](8|16|32|64)\b")]
@@ -75,14 +96,4 @@ public sealed partial class PtxTests
 
     private static int SharedBytes(string ptx) =>
         SharedArray().Matches(ptx).Sum(match => int.Parse(match.Groups[1].Value, CultureInfo.InvariantCulture));
-
-    private static string NameOf(MethodInfo method) =>
-        $"{method.DeclaringType!.Name}.{method.Name}<{string.Join(", ", method.GetGenericArguments().Select(type => type.Name))}>";
-
-    private static string Compile(MethodInfo method, CudaArchitecture architecture)
-    {
-        using var backend = new PTXBackend(AcceleratorList.Context, architecture, new CudaInstructionSet(8, 8), null!);
-        var compiled = (PTXCompiledKernel)backend.Compile(EntryPointDescription.FromExplicitlyGroupedKernel(method), default);
-        return compiled.PTXAssembly;
-    }
 }

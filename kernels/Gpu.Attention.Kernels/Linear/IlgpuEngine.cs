@@ -13,6 +13,9 @@ internal sealed record IlgpuEngineOptions
 
     /// <summary>The stream to work on; null for the accelerator's default.</summary>
     public AcceleratorStream? Stream { get; init; }
+
+    /// <summary>Called after every launch with its stage, while what was launched may still run. For measuring; null for nobody.</summary>
+    public Action<LinearStage>? Launched { get; init; }
 }
 
 /// <summary>Linear attention, and the exact attention that it stands in for, on an ILGPU accelerator: CUDA, OpenCL, or the simulator.</summary>
@@ -47,6 +50,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     private readonly LinearTiling _tiling;
     private readonly int _chunk;
     private readonly int _blockItems;
+    private readonly Action<LinearStage>? _launched;
     private readonly Dictionary<FeatureForm, UploadedForm> _forms = new(ReferenceEqualityComparer.Instance);
     private long _formUses;
     private bool _disposed;
@@ -75,6 +79,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         _chunk = code.Chunk;
         ArgumentOutOfRangeException.ThrowIfNegative(options.BlockItems, nameof(options));
         _blockItems = options.BlockItems > 0 ? options.BlockItems : ItemsPerMultiprocessor * accelerator.NumMultiprocessors;
+        _launched = options.Launched;
     }
 
     /// <inheritdoc/>
@@ -172,7 +177,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
                 LinearPlan plan = Largest(items => new LinearPlan(problem, _chunk, items), workspaceBytes);
                 new LinearPass(
                     _accelerator, _stream, problem, plan, buffers, LaunchersOf(features.Key.Activation, problem.Causal),
-                    LaunchersOf(features.Query.Activation, problem.Causal), FormOf(features.Query), FormOf(features.Key)).Run();
+                    LaunchersOf(features.Query.Activation, problem.Causal), FormOf(features.Query), FormOf(features.Key), _launched).Run();
             }
         }
     }

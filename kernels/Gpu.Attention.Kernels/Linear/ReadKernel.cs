@@ -151,11 +151,11 @@ internal static class ReadKernel
                 denominators[token] = sum;
             }
 
-            output = TileProduct.Multiply<TTile, TBlock>(output, queries, row / 4, sums, column / 4);
+            output = TileProduct.AddSlice<TTile, TBlock>(output, queries, row / 4, sums, column / 4);
             if (TDirection.IsCausal && row <= column)
             {
                 // Keys are rows here: those above the diagonal see no query.
-                weights = TileProduct.Multiply<TTile, TBlock>(weights, keys, row / 4, queries, column / 4);
+                weights = TileProduct.AddSlice<TTile, TBlock>(weights, keys, row / 4, queries, column / 4);
             }
         }
 

@@ -198,10 +198,7 @@ internal static class SoftmaxKernel
                 Group.Barrier();
                 if (!isDiagonal)
                 {
-                    for (int k = 0; k < TileProduct.Depth; k++)
-                    {
-                        output = TBlock.Outer(output, tile, (((start + k) * TTile.Edge) + row) / 4, left, ((k * TTile.Edge) + column) / 4);
-                    }
+                    output = TileProduct.AddSlice<TTile, TBlock>(output, tile, ((start * TTile.Edge) + row) / 4, left, column / 4);
                 }
                 else
                 {

@@ -38,32 +38,33 @@ internal static class TileProduct
             Stage<TTile>(memory, a + ((long)start * aStride), aStride, left);
             Stage<TTile>(bMemory, b + ((long)start * bStride), bStride, right);
             Group.Barrier();
-            block = Multiply<TTile, TBlock>(block, left, row, right, column);
+            block = AddSlice<TTile, TBlock>(block, left, row, right, column);
         }
 
         return block;
     }
 
-    /// <summary>Adds the product of two slices in shared memory.</summary>
+    /// <summary>Adds the product of two slices in shared memory to the thread's block.</summary>
     /// <remarks>
-    /// Eight rows are written out, since nobody unrolls the loop: not the driver, for ILGPU marks its branch as uniform, and on processors
-    /// PoCL makes a barrier of every turn, at which all threads' sums go to memory and back.
+    /// Eight rows an iteration, written out: nobody unrolls it later, and sums change registers from one iteration to the next. On processors PoCL
+    /// makes a barrier of every iteration, at which all threads' sums go to memory and back.
     /// </remarks>
     /// <param name="block">The sums so far.</param>
-    /// <param name="a">Holds a slice of A.</param>
-    /// <param name="aQuad">The first quad of the thread's rows of the block.</param>
-    /// <param name="b">Holds a slice of B.</param>
-    /// <param name="bQuad">The first quad of the thread's columns of the block.</param>
+    /// <param name="left">Holds a slice of A.</param>
+    /// <param name="leftQuad">The first quad of the block's rows.</param>
+    /// <param name="right">Holds a slice of B.</param>
+    /// <param name="rightQuad">The first quad of the block's columns.</param>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static TBlock Multiply<TTile, TBlock>(TBlock block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad)
+    public static TBlock AddSlice<TTile, TBlock>(TBlock block, ArrayView<Float4> left, int leftQuad, ArrayView<Float4> right, int rightQuad)
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock>
     {
         for (int k = 0; k < Depth; k += 8)
         {
-            int at = k * (TTile.Edge / 4);
-            block = MultiplyFour<TTile, TBlock>(block, a, aQuad + at, b, bQuad + at);
-            block = MultiplyFour<TTile, TBlock>(block, a, aQuad + at + TTile.Edge, b, bQuad + at + TTile.Edge);
+            int a = leftQuad + (k * (TTile.Edge / 4));
+            int b = rightQuad + (k * (TTile.Edge / 4));
+            block = AddFourRows<TTile, TBlock>(block, left, a, right, b);
+            block = AddFourRows<TTile, TBlock>(block, left, a + TTile.Edge, right, b + TTile.Edge);
         }
 
         return block;
@@ -100,14 +101,13 @@ internal static class TileProduct
         Group.IdxX % (TTile.Edge / TBlock.Edge) * TBlock.Edge;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static TBlock MultiplyFour<TTile, TBlock>(TBlock block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad)
+    private static TBlock AddFourRows<TTile, TBlock>(TBlock block, ArrayView<Float4> left, int a, ArrayView<Float4> right, int b)
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock>
     {
-        int row = TTile.Edge / 4;
-        block = TBlock.Outer(block, a, aQuad, b, bQuad);
-        block = TBlock.Outer(block, a, aQuad + row, b, bQuad + row);
-        block = TBlock.Outer(block, a, aQuad + (2 * row), b, bQuad + (2 * row));
-        return TBlock.Outer(block, a, aQuad + (3 * row), b, bQuad + (3 * row));
+        block = TBlock.Outer(block, left, a, right, b);
+        block = TBlock.Outer(block, left, a + (TTile.Edge / 4), right, b + (TTile.Edge / 4));
+        block = TBlock.Outer(block, left, a + (2 * (TTile.Edge / 4)), right, b + (2 * (TTile.Edge / 4)));
+        return TBlock.Outer(block, left, a + (3 * (TTile.Edge / 4)), right, b + (3 * (TTile.Edge / 4)));
     }
 }

@@ -1,0 +1,60 @@
+using System.Reflection;
+
+namespace Gpu.Attention.Kernels.Tests;
+
+public class LinearPlanTests
+{
+    public static TheoryData<int, int, int, int, bool> Sizes =>
+        [.. from chunk in new[] { 16, 64 }
+            from features in new[] { 1, 37, 64, 1000 }
+            from dimensions in new[] { (1, 1), (13, 60), (64, 65) }
+            from causal in new[] { false, true }
+            select (chunk, features, dimensions.Item1, dimensions.Item2, causal)];
+
+    // Kernels read them 16 bytes at a time, and only a GPU minds where they lie.
+    [Theory]
+    [MemberData(nameof(Sizes))]
+    public void Everything_in_the_workspace_and_every_row_of_it_starts_at_a_quad(int chunk, int features, int dimension, int valueDimension, bool causal)
+    {
+        foreach (int blockItems in new[] { 1, 5, 100 })
+        {
+            var plan = new LinearPlan(Problem(new AttentionShape(3, 150, 150, 4, 2, dimension, valueDimension), features, causal), chunk, blockItems);
+            PropertyInfo[] offsets = [.. typeof(LinearPlan).GetProperties().Where(p => p.PropertyType == typeof(long) && p.Name != nameof(LinearPlan.Bytes))];
+            Assert.Equal(24, offsets.Length);
+            Assert.All(offsets, offset => Assert.Equal(0, (long)offset.GetValue(plan)! * sizeof(float) % LinearPlan.Alignment));
+            Assert.All(
+                new[] { plan.Sizes.PaddedInputs, plan.Sizes.PaddedFeatures, plan.Sizes.PaddedValues, chunk }, width => Assert.Equal(0, width % 4));
+        }
+    }
+
+    [Fact]
+    public void The_workspace_stops_growing_with_the_length_and_the_batch()
+    {
+        AttentionProblem small = Problem(new AttentionShape(3, 10_000, 2, 64), 256, causal: true);
+        AttentionProblem large = Problem(new AttentionShape(300, 1_000_000, 2, 64), 256, causal: true);
+        Assert.Equal(new LinearPlan(small, 64, 1).Bytes, new LinearPlan(large, 64, 1).Bytes);
+        Assert.InRange(new LinearPlan(large, 64, 100).Bytes, new LinearPlan(small, 64, 1).Bytes, 100 * new LinearPlan(small, 64, 1).Bytes);
+    }
+
+    [Theory]
+    [InlineData(1, 1, 1 << 25, "state")]
+    [InlineData(1 << 20, 1 << 12, 1, "key heads")]
+    public void Sizes_beyond_the_kernels_indices_have_a_reason(int batch, int heads, int valueDimension, string reason)
+    {
+        AttentionProblem problem = Problem(new AttentionShape(batch, 0, 0, heads, heads, 1, valueDimension), 64, causal: true);
+        Assert.Contains(reason, LinearPlan.WhyTooLarge(problem, 64), StringComparison.Ordinal);
+        Assert.Null(LinearPlan.WhyTooLarge(Problem(new AttentionShape(batch / 8, 0, 0, heads, heads, 1, 1 << 20), 64, causal: true), 64));
+    }
+
+    private static AttentionProblem Problem(AttentionShape shape, int features, bool causal)
+    {
+        var form = new FeatureForm
+        {
+            InputDimension = shape.KeyDimension,
+            FeatureDimension = features,
+            Activation = FeatureActivation.Exp,
+            Projection = new float[features * shape.KeyDimension],
+        };
+        return new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = causal };
+    }
+}
