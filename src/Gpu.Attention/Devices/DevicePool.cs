@@ -56,7 +56,7 @@ internal sealed class DevicePool(DeviceRuntime runtime)
         }
     }
 
-    /// <summary>Takes a block back.</summary>
+    /// <summary>Takes a block back, and keeps it while the device is in use.</summary>
     /// <param name="block">A rented block that no queue works on any more.</param>
     public void Return(DeviceBlock block)
     {
@@ -66,6 +66,11 @@ internal sealed class DevicePool(DeviceRuntime runtime)
             {
                 LiveBytes -= block.Bytes;
                 _free.Add(block);
+            }
+
+            if (!runtime.IsInUse)
+            {
+                Trim();
             }
         }
     }

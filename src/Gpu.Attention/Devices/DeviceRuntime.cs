@@ -55,6 +55,9 @@ internal abstract class DeviceRuntime
     /// <param name="reason">What happened.</param>
     public void Fail(string reason) => _failure = reason;
 
+    /// <summary>True while somebody uses the device, and may want again what comes back to the pool.</summary>
+    public bool IsInUse => Volatile.Read(ref _users) > 0;
+
     /// <summary>Counts a user in.</summary>
     public void Retain() => Interlocked.Increment(ref _users);
 

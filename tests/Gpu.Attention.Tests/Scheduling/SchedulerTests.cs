@@ -295,6 +295,7 @@ public sealed class SchedulerTests
     public void The_pool_keeps_what_comes_back_and_gives_it_up_when_memory_is_short()
     {
         var fake = new FakeDevice(10_000, QueueTiming.Eager);
+        fake.Retain();
         DeviceBlock first = fake.Pool.Rent(1000);
         DeviceBlock second = fake.Pool.Rent(3000);
         Assert.Equal((1024, 3072), (first.Bytes, second.Bytes));
@@ -318,6 +319,25 @@ public sealed class SchedulerTests
         fake.Pool.Return(large);
         fake.Pool.Trim();
         Assert.Equal((0, 0), (fake.Allocated, fake.Pool.HeldBytes));
+    }
+
+    [Fact]
+    public void What_outlives_its_device_gives_its_memory_back_all_the_same()
+    {
+        var fake = new FakeDevice(Plenty, QueueTiming.Eager);
+        ComputeDevice device = fake.Open();
+        DeviceTensor tensor = DeviceTensor.Allocate(device, 1, 4, 1, 2);
+        DeviceTensor output = DeviceTensor.Allocate(device, 1, 4, 1, 2);
+        tensor.Upload(new float[8]);
+        var attention = new LinearAttention(device, FeatureMap.EluPlusOne);
+        attention.Forward(tensor, tensor, tensor, output);
+        device.Dispose();
+        Assert.Throws<ObjectDisposedException>(() => attention.Forward(tensor, tensor, tensor, output));
+        Assert.Throws<ObjectDisposedException>(() => tensor.Upload(new float[8]));
+        attention.Dispose();
+        tensor.Dispose();
+        output.Dispose();
+        Assert.Equal((0, 0), (fake.Allocated, fake.LiveBytes));
     }
 
     [Fact]
