@@ -56,15 +56,15 @@ public sealed partial class PtxTests
         }
     }
 
-    /// <summary>An iteration of a tile's product, four times e × e multiply-adds, loads its 8e numbers 16 bytes at a time, and nothing else.</summary>
+    /// <summary>An iteration of a tile's product, eight times e × e multiply-adds, loads its 16e numbers 16 bytes at a time, and nothing else.</summary>
     private static void RequireTightProducts(string ptx, int edge, int products)
     {
-        string[] iterations = [.. Label().Split(ptx).Where(block => Multiplication().Count(block) == 4 * edge * edge)];
+        string[] iterations = [.. Label().Split(ptx).Where(block => Multiplication().Count(block) == 8 * edge * edge)];
         Assert.Equal(products, iterations.Length);
         foreach (string iteration in iterations)
         {
-            Assert.Equal(4 * edge * edge, Addition().Count(iteration));
-            Assert.Equal(2 * edge, QuadLoad().Count(iteration));
+            Assert.Equal(8 * edge * edge, Addition().Count(iteration));
+            Assert.Equal(4 * edge, QuadLoad().Count(iteration));
             Assert.DoesNotMatch(ScalarLoad(), iteration);
         }
     }

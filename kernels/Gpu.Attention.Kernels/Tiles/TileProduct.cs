@@ -45,7 +45,10 @@ internal static class TileProduct
     }
 
     /// <summary>Adds the product of two slices in shared memory to the thread's block.</summary>
-    /// <remarks>Four rows an iteration: nobody unrolls it later, and sums change registers from one iteration to the next.</remarks>
+    /// <remarks>
+    /// Eight rows an iteration, written out: nobody unrolls it later, and sums change registers from one iteration to the next. On processors PoCL
+    /// makes a barrier of every iteration, at which all threads' sums go to memory and back.
+    /// </remarks>
     /// <param name="block">The sums so far.</param>
     /// <param name="left">Holds a slice of A.</param>
     /// <param name="leftQuad">The first quad of the block's rows.</param>
@@ -56,14 +59,12 @@ internal static class TileProduct
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock>
     {
-        for (int k = 0; k < Depth; k += 4)
+        for (int k = 0; k < Depth; k += 8)
         {
             int a = leftQuad + (k * (TTile.Edge / 4));
             int b = rightQuad + (k * (TTile.Edge / 4));
-            block = TBlock.Outer(block, left, a, right, b);
-            block = TBlock.Outer(block, left, a + (TTile.Edge / 4), right, b + (TTile.Edge / 4));
-            block = TBlock.Outer(block, left, a + (2 * (TTile.Edge / 4)), right, b + (2 * (TTile.Edge / 4)));
-            block = TBlock.Outer(block, left, a + (3 * (TTile.Edge / 4)), right, b + (3 * (TTile.Edge / 4)));
+            block = AddFourRows<TTile, TBlock>(block, left, a, right, b);
+            block = AddFourRows<TTile, TBlock>(block, left, a + TTile.Edge, right, b + TTile.Edge);
         }
 
         return block;
@@ -98,4 +99,15 @@ internal static class TileProduct
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock> =>
         Group.IdxX % (TTile.Edge / TBlock.Edge) * TBlock.Edge;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static TBlock AddFourRows<TTile, TBlock>(TBlock block, ArrayView<Float4> left, int a, ArrayView<Float4> right, int b)
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock>
+    {
+        block = TBlock.Outer(block, left, a, right, b);
+        block = TBlock.Outer(block, left, a + (TTile.Edge / 4), right, b + (TTile.Edge / 4));
+        block = TBlock.Outer(block, left, a + (2 * (TTile.Edge / 4)), right, b + (2 * (TTile.Edge / 4)));
+        return TBlock.Outer(block, left, a + (3 * (TTile.Edge / 4)), right, b + (3 * (TTile.Edge / 4)));
+    }
 }
