@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using ILGPU;
 using ILGPU.Algorithms;
 
@@ -56,7 +57,7 @@ internal struct KeyArguments
 /// Projects a chunk's keys, makes features of them and sums those over the chunk: <c>L = X' Wᵀ + b + t</c> (<c>[C, r]</c>),
 /// <c>K̂ = e^{L−ρ}</c> or <c>activation(L) + ε</c>, <c>Δ = K̂ᵀ[V 1]</c> (<c>[r, dv + 1]</c>). A group takes C features of an item.
 /// </summary>
-/// <remarks>Shared memory, C = 64: two slices of 4 KB and the tile of 16 KB.</remarks>
+/// <remarks>Shared memory, C = 64: two slices of 4 KB, the tile of 16 KB and four rows.</remarks>
 internal static class KeyKernel
 {
     /// <summary>How far above its chunk's first key a log feature may lie: <c>e^60</c>, summed over any length, stays finite.</summary>
@@ -73,14 +74,24 @@ internal static class KeyKernel
         ArrayView<Float4> left = SharedMemory.Allocate<Float4>(TileProduct.Depth * TTile.Edge / 4);
         ArrayView<Float4> right = SharedMemory.Allocate<Float4>(TileProduct.Depth * TTile.Edge / 4);
         ArrayView<Float4> tile = SharedMemory.Allocate<Float4>(TTile.Edge * TTile.Edge / 4);
+        ArrayView<float> terms = SharedMemory.Allocate<float>(TTile.Edge);
+        ArrayView<Float4> offsets = SharedMemory.Allocate<Float4>(TTile.Edge / 4);
+        ArrayView<Float4> references = SharedMemory.Allocate<Float4>(TTile.Edge / 4);
         ArrayView<float> steep = SharedMemory.Allocate<float>(TTile.Edge);
         ArrayView<Float4> quads = arguments.Workspace.Cast<Float4>();
         PaddedSizes sizes = arguments.Sizes;
         int tiles = sizes.PaddedFeatures / TTile.Edge;
         int item = Grid.IdxX / tiles;
         int firstFeature = Grid.IdxX % tiles * TTile.Edge;
+        int tokens = arguments.Items.Tokens(item, TTile.Edge);
         int row = TileProduct.Row<TTile, TBlock>();
         int column = TileProduct.Column<TTile, TBlock>();
+        ArrayView<float> offsetElements = offsets.Cast<float>();
+        for (int i = Group.IdxX; i < TTile.Edge; i += Group.DimX)
+        {
+            terms[i] = arguments.Workspace[arguments.RowTerms + ((long)item * TTile.Edge) + i];
+            offsetElements[i] = arguments.Form.Elements[arguments.Form.Offset + firstFeature + i];
+        }
 
         TBlock logs = TileProduct.Add<TTile, TBlock>(
             default, quads, (arguments.Inputs + ((long)item * sizes.PaddedInputs * TTile.Edge)) / 4, TTile.Edge / 4,
@@ -88,77 +99,71 @@ internal static class KeyKernel
         TBlock.Store(logs, tile, ((row * TTile.Edge) + column) / 4, TTile.Edge / 4);
         Group.Barrier();
 
-        ArrayView<float> elements = tile.Cast<float>();
-        int tokens = arguments.Items.Tokens(item, TTile.Edge);
-        for (int i = Group.IdxX; i < TTile.Edge; i += Group.DimX)
+        // A group is whole rows of quads, so that a thread's quads are all of the same four features.
+        int quad = Group.IdxX % (TTile.Edge / 4);
+        if (TActivation.IsLogarithmic)
         {
-            int feature = firstFeature + i;
-            long at = ((long)item * sizes.PaddedFeatures) + feature;
-            bool isPadding = feature >= sizes.Features;
-            float offset = arguments.Form.Elements[arguments.Form.Offset + feature];
-            long terms = arguments.RowTerms + ((long)item * TTile.Edge);
-            long target = (arguments.Features + (at * TTile.Edge)) / 4;
-            float reference = 0;
-            float first = 0;
-            float top = 0;
-            int cut = TTile.Edge;
-            if (TActivation.IsLogarithmic && !isPadding)
+            Float4 first = Float4.Add(tile[quad], terms[0]);
+            Float4 top = Float4.Of(float.NegativeInfinity);
+            Float4 cut = Float4.Of(TTile.Edge);
+            for (int at = Group.IdxX; at < tokens * (TTile.Edge / 4); at += Group.DimX)
             {
-                first = elements[i] + arguments.Workspace[terms];
-                top = float.NegativeInfinity;
-                for (int token = 0; token < tokens; token++)
-                {
-                    float log = elements[(token * TTile.Edge) + i] + arguments.Workspace[terms + token];
-                    top = log > top ? log : top;
-                    cut = log - first > MaxLogRange && token < cut ? token : cut;
-                }
-
-                reference = TDirection.IsCausal && cut == TTile.Edge ? first : top;
+                int token = at / (TTile.Edge / 4);
+                Float4 log = Float4.Add(tile[at], terms[token]);
+                top = Float4.Larger(log, top);
+                cut.X = log.X - first.X > MaxLogRange && token < cut.X ? token : cut.X;
+                cut.Y = log.Y - first.Y > MaxLogRange && token < cut.Y ? token : cut.Y;
+                cut.Z = log.Z - first.Z > MaxLogRange && token < cut.Z ? token : cut.Z;
+                cut.W = log.W - first.W > MaxLogRange && token < cut.W ? token : cut.W;
             }
 
-            float sum = 0;
-            for (int token = 0; token < TTile.Edge; token += 4)
-            {
-                Float4 kept;
-                kept.X = Feature<TTile, TActivation>(arguments, elements, token, i, tokens, isPadding, terms, offset, reference);
-                kept.Y = Feature<TTile, TActivation>(arguments, elements, token + 1, i, tokens, isPadding, terms, offset, reference);
-                kept.Z = Feature<TTile, TActivation>(arguments, elements, token + 2, i, tokens, isPadding, terms, offset, reference);
-                kept.W = Feature<TTile, TActivation>(arguments, elements, token + 3, i, tokens, isPadding, terms, offset, reference);
-                int place = (token * TTile.Edge) + i;
-                sum += elements[place];
-                sum += elements[place + TTile.Edge];
-                sum += elements[place + (2 * TTile.Edge)];
-                sum += elements[place + (3 * TTile.Edge)];
-                if (TDirection.IsCausal)
-                {
-                    quads[target + (token / 4)] = kept;
-                }
-            }
+            left[Group.IdxX] = top;
+            right[Group.IdxX] = cut;
+        }
 
-            arguments.Workspace[arguments.Normalizers + at] = sum;
-            if (TActivation.IsLogarithmic)
-            {
-                arguments.Workspace[arguments.First + at] = isPadding ? 0 : (TDirection.IsCausal ? first : top) + offset;
-                arguments.Workspace[arguments.Reference + at] = isPadding ? 0 : reference + offset;
-                arguments.Workspace[arguments.Top + at] = isPadding ? 0 : top + offset;
-                steep[i] = cut;
-            }
+        if (TDirection.IsCausal)
+        {
+            Keep<TTile, TActivation>(arguments, tile, terms, offsetElements, tokens, sizes.Features - firstFeature);
         }
 
         Group.Barrier();
-        if (TActivation.IsLogarithmic && TDirection.IsCausal && Group.IdxX == 0)
+        if (TActivation.IsLogarithmic)
         {
-            float cut = TTile.Edge;
-            for (int i = 0; i < TTile.Edge; i++)
+            Refer<TTile, TDirection>(arguments, tile.Cast<float>(), terms, offsetElements, left.Cast<float>(), right.Cast<float>(), references.Cast<float>(), steep, firstFeature);
+        }
+
+        Float4 shift = TActivation.IsLogarithmic ? references[quad] : offsets[quad];
+        int width = sizes.Features - firstFeature - (4 * quad);
+        Float4 sum = default;
+        for (int at = Group.IdxX; at < TTile.Edge * TTile.Edge / 4; at += Group.DimX)
+        {
+            int token = at / (TTile.Edge / 4);
+            bool isThere = token < tokens;
+            Float4 feature = Float4.Add(tile[at], terms[token]);
+            feature.X = Feature<TActivation>(arguments, feature.X, shift.X, isThere && width > 0);
+            feature.Y = Feature<TActivation>(arguments, feature.Y, shift.Y, isThere && width > 1);
+            feature.Z = Feature<TActivation>(arguments, feature.Z, shift.Z, isThere && width > 2);
+            feature.W = Feature<TActivation>(arguments, feature.W, shift.W, isThere && width > 3);
+            tile[at] = feature;
+            sum = Float4.MultiplyAdd(1, feature, sum);
+        }
+
+        left[Group.IdxX] = sum;
+        Group.Barrier();
+        ArrayView<float> partial = left.Cast<float>();
+        for (int i = Group.IdxX; i < TTile.Edge; i += Group.DimX)
+        {
+            float total = 0;
+            for (int of = i; of < 4 * Group.DimX; of += TTile.Edge)
             {
-                cut = steep[i] < cut ? steep[i] : cut;
+                total += partial[of];
             }
 
-            arguments.Workspace[arguments.Steep + Grid.IdxX] = cut;
+            arguments.Workspace[arguments.Normalizers + ((long)Grid.IdxX * TTile.Edge) + i] = total;
         }
 
         long values = (arguments.Values + ((long)item * TTile.Edge * sizes.PaddedValues)) / 4;
-        long sums = (arguments.Sums + ((((long)item * sizes.PaddedFeatures) + firstFeature + row) * sizes.PaddedValues) + column) / 4;
+        long sums = (arguments.Sums + ((((long)Grid.IdxX * TTile.Edge) + row) * sizes.PaddedValues) + column) / 4;
         for (int firstValue = 0; firstValue < sizes.PaddedValues; firstValue += TTile.Edge)
         {
             TBlock delta = default;
@@ -174,32 +179,110 @@ internal static class KeyKernel
         }
     }
 
-    /// <summary>Puts a feature in place of its argument, and returns what a causal reader is to have of it.</summary>
-    private static float Feature<TTile, TActivation>(
-        KeyArguments arguments, ArrayView<float> elements, int token, int column, int tokens, bool isPadding, long terms, float offset, float reference)
+    /// <summary>Writes what a causal reader is to have of the features, transposed, in squares of 4 × 4.</summary>
+    private static void Keep<TTile, TActivation>(
+        KeyArguments arguments, ArrayView<Float4> tile, ArrayView<float> terms, ArrayView<float> offsets, int tokens, int features)
         where TTile : unmanaged, ITileSize
         where TActivation : unmanaged, IActivation
     {
-        int at = (token * TTile.Edge) + column;
-        bool isThere = token < tokens && !isPadding;
-        float feature = 0;
-        float kept = TActivation.IsLogarithmic ? float.NegativeInfinity : 0;
-        if (isThere)
+        ArrayView<Float4> quads = arguments.Workspace.Cast<Float4>();
+        long target = (arguments.Features / 4) + ((long)Grid.IdxX * (TTile.Edge * TTile.Edge / 4));
+        for (int i = Group.IdxX; i < TTile.Edge * TTile.Edge / 16; i += Group.DimX)
         {
-            float argument = elements[at] + arguments.Workspace[terms + token];
-            if (TActivation.IsLogarithmic)
-            {
-                feature = XMath.Exp(argument - reference);
-                kept = argument + offset;
-            }
-            else
-            {
-                feature = TActivation.Apply(argument + offset) + arguments.Epsilon;
-                kept = feature;
-            }
+            // Neighbours write 32 bytes of a feature, what memory takes at once; further along tokens they would read the same banks of the tile.
+            int column = i / 2 % (TTile.Edge / 4);
+            int row = (i % 2) + (i / 2 / (TTile.Edge / 4) * 2);
+            int at = (row * TTile.Edge) + column;
+            Float4 r0 = Float4.Add(tile[at], terms[4 * row]);
+            Float4 r1 = Float4.Add(tile[at + (TTile.Edge / 4)], terms[(4 * row) + 1]);
+            Float4 r2 = Float4.Add(tile[at + (TTile.Edge / 2)], terms[(4 * row) + 2]);
+            Float4 r3 = Float4.Add(tile[at + (TTile.Edge / 4 * 3)], terms[(4 * row) + 3]);
+            int feature = 4 * column;
+            long to = target + (column * TTile.Edge) + row;
+            int there = tokens - (4 * row);
+            quads[to] = Kept<TActivation>(arguments, r0.X, r1.X, r2.X, r3.X, offsets[feature], feature < features ? there : 0);
+            quads[to + (TTile.Edge / 4)] =
+                Kept<TActivation>(arguments, r0.Y, r1.Y, r2.Y, r3.Y, offsets[feature + 1], feature + 1 < features ? there : 0);
+            quads[to + (TTile.Edge / 2)] =
+                Kept<TActivation>(arguments, r0.Z, r1.Z, r2.Z, r3.Z, offsets[feature + 2], feature + 2 < features ? there : 0);
+            quads[to + (TTile.Edge / 4 * 3)] =
+                Kept<TActivation>(arguments, r0.W, r1.W, r2.W, r3.W, offsets[feature + 3], feature + 3 < features ? there : 0);
+        }
+    }
+
+    /// <summary>Four tokens of a feature; those from <paramref name="there"/> on are not there.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Float4 Kept<TActivation>(KeyArguments arguments, float x, float y, float z, float w, float offset, int there)
+        where TActivation : unmanaged, IActivation
+    {
+        Float4 kept;
+        kept.X = Kept<TActivation>(arguments, x + offset, there > 0);
+        kept.Y = Kept<TActivation>(arguments, y + offset, there > 1);
+        kept.Z = Kept<TActivation>(arguments, z + offset, there > 2);
+        kept.W = Kept<TActivation>(arguments, w + offset, there > 3);
+        return kept;
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Kept<TActivation>(KeyArguments arguments, float argument, bool isThere)
+        where TActivation : unmanaged, IActivation
+    {
+        if (TActivation.IsLogarithmic)
+        {
+            return isThere ? argument : float.NegativeInfinity;
         }
 
-        elements[at] = feature;
-        return kept;
+        float feature = TActivation.Apply(argument) + arguments.Epsilon;
+        return isThere ? feature : 0;
+    }
+
+    /// <summary>The scales of each feature, and the first token at which any is steep.</summary>
+    private static void Refer<TTile, TDirection>(
+        KeyArguments arguments, ArrayView<float> logs, ArrayView<float> terms, ArrayView<float> offsets, ArrayView<float> tops, ArrayView<float> cuts,
+        ArrayView<float> references, ArrayView<float> steep, int firstFeature)
+        where TTile : unmanaged, ITileSize
+        where TDirection : unmanaged, IDirection
+    {
+        for (int i = Group.IdxX; i < TTile.Edge; i += Group.DimX)
+        {
+            float top = float.NegativeInfinity;
+            float cut = TTile.Edge;
+            for (int of = i; of < 4 * Group.DimX; of += TTile.Edge)
+            {
+                top = tops[of] > top ? tops[of] : top;
+                cut = cuts[of] < cut ? cuts[of] : cut;
+            }
+
+            bool isPadding = firstFeature + i >= arguments.Sizes.Features;
+            float offset = offsets[i];
+            float first = logs[i] + terms[0];
+            float reference = TDirection.IsCausal && cut == TTile.Edge ? first : top;
+            references[i] = reference;
+            steep[i] = isPadding ? TTile.Edge : cut;
+            long at = ((long)Grid.IdxX * TTile.Edge) + i;
+            arguments.Workspace[arguments.First + at] = isPadding ? 0 : (TDirection.IsCausal ? first : top) + offset;
+            arguments.Workspace[arguments.Reference + at] = isPadding ? 0 : reference + offset;
+            arguments.Workspace[arguments.Top + at] = isPadding ? 0 : top + offset;
+        }
+
+        Group.Barrier();
+        if (TDirection.IsCausal && Group.IdxX == 0)
+        {
+            float cut = TTile.Edge;
+            for (int i = 0; i < TTile.Edge; i++)
+            {
+                cut = steep[i] < cut ? steep[i] : cut;
+            }
+
+            arguments.Workspace[arguments.Steep + Grid.IdxX] = cut;
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Feature<TActivation>(KeyArguments arguments, float argument, float shift, bool isThere)
+        where TActivation : unmanaged, IActivation
+    {
+        float feature = TActivation.IsLogarithmic ? XMath.Exp(argument - shift) : TActivation.Apply(argument + shift) + arguments.Epsilon;
+        return isThere ? feature : 0;
     }
 }

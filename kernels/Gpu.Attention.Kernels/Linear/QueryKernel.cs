@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using ILGPU;
 
 namespace Gpu.Attention;
@@ -42,7 +43,7 @@ internal struct QueryArguments
 /// <summary>
 /// Projects a chunk's queries: <c>Lᵀ = W X'ᵀ + b</c> (<c>[r, C]</c>), direct features activated. A group takes C features of a member of an item.
 /// </summary>
-/// <remarks>Shared memory, C = 64: two slices of 4 KB and the tile of 16 KB.</remarks>
+/// <remarks>Shared memory, C = 64: two slices of 4 KB, the tile of 16 KB and two rows.</remarks>
 internal static class QueryKernel
 {
     /// <summary>Explicitly grouped: <c>items · members · r↑/C</c> groups.</summary>
@@ -55,11 +56,23 @@ internal static class QueryKernel
         ArrayView<Float4> left = SharedMemory.Allocate<Float4>(TileProduct.Depth * TTile.Edge / 4);
         ArrayView<Float4> right = SharedMemory.Allocate<Float4>(TileProduct.Depth * TTile.Edge / 4);
         ArrayView<Float4> tile = SharedMemory.Allocate<Float4>(TTile.Edge * TTile.Edge / 4);
+        ArrayView<float> offsets = SharedMemory.Allocate<float>(TTile.Edge);
+        ArrayView<float> scales = SharedMemory.Allocate<float>(TTile.Edge);
         ArrayView<Float4> quads = arguments.Workspace.Cast<Float4>();
         PaddedSizes sizes = arguments.Sizes;
         int tiles = sizes.PaddedFeatures / TTile.Edge;
         int member = Grid.IdxX / tiles;
         int firstFeature = Grid.IdxX % tiles * TTile.Edge;
+        int item = member / arguments.Items.HeadGroup;
+        int state = arguments.StatePerItem != 0 ? item : arguments.Items.Chain(item);
+        for (int i = Group.IdxX; i < TTile.Edge; i += Group.DimX)
+        {
+            offsets[i] = arguments.Form.Elements[arguments.Form.Offset + firstFeature + i];
+            if (TActivation.IsLogarithmic)
+            {
+                scales[i] = arguments.Workspace[arguments.Scale + ((long)state * sizes.PaddedFeatures) + firstFeature + i];
+            }
+        }
 
         TBlock logs = TileProduct.Add<TTile, TBlock>(
             default, arguments.Form.Elements.Cast<Float4>(), (arguments.Form.Projection + firstFeature) / 4, sizes.PaddedFeatures / 4,
@@ -68,40 +81,62 @@ internal static class QueryKernel
             logs, tile, ((TileProduct.Row<TTile, TBlock>() * TTile.Edge) + TileProduct.Column<TTile, TBlock>()) / 4, TTile.Edge / 4);
         Group.Barrier();
 
-        int item = member / arguments.Items.HeadGroup;
-        int state = arguments.StatePerItem != 0 ? item : arguments.Items.Chain(item);
-        ArrayView<float> elements = tile.Cast<float>();
-        long scale = arguments.Scale + ((long)state * sizes.PaddedFeatures);
-        for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+        // A group is whole rows of quads, so that a thread's quads are all of the same four tokens.
+        int column = Group.IdxX % (TTile.Edge / 4);
+        Float4 terms = default;
+        if (!TActivation.IsLogarithmic)
         {
-            float term = arguments.Workspace[arguments.RowTerms + ((long)member * TTile.Edge) + token];
-            float maximum = float.NegativeInfinity;
-            for (int i = 0; i < TTile.Edge; i++)
-            {
-                int feature = firstFeature + i;
-                float value = TActivation.IsLogarithmic ? float.NegativeInfinity : 0;
-                if (feature < sizes.Features)
-                {
-                    float argument = elements[(i * TTile.Edge) + token] + arguments.Form.Elements[arguments.Form.Offset + feature];
-                    if (TActivation.IsLogarithmic)
-                    {
-                        value = argument;
-                        float log = argument + arguments.Workspace[scale + feature];
-                        maximum = log > maximum ? log : maximum;
-                    }
-                    else
-                    {
-                        value = TActivation.Apply(argument + term) + arguments.Epsilon;
-                    }
-                }
+            terms = quads[((arguments.RowTerms + ((long)member * TTile.Edge)) / 4) + column];
+        }
 
-                arguments.Workspace[arguments.Features + ((((long)member * sizes.PaddedFeatures) + feature) * TTile.Edge) + token] = value;
-            }
-
+        Float4 maxima = Float4.Of(float.NegativeInfinity);
+        long target = (arguments.Features / 4) + ((long)Grid.IdxX * (TTile.Edge * TTile.Edge / 4));
+        for (int at = Group.IdxX; at < TTile.Edge * TTile.Edge / 4; at += Group.DimX)
+        {
+            int row = at / (TTile.Edge / 4);
+            bool isThere = firstFeature + row < sizes.Features;
+            float offset = offsets[row];
+            Float4 value = tile[at];
+            value.X = Feature<TActivation>(arguments, value.X + offset, terms.X, isThere);
+            value.Y = Feature<TActivation>(arguments, value.Y + offset, terms.Y, isThere);
+            value.Z = Feature<TActivation>(arguments, value.Z + offset, terms.Z, isThere);
+            value.W = Feature<TActivation>(arguments, value.W + offset, terms.W, isThere);
+            quads[target + at] = value;
             if (TActivation.IsLogarithmic)
             {
+                maxima = Float4.Larger(Float4.Add(value, scales[row]), maxima);
+            }
+        }
+
+        if (TActivation.IsLogarithmic)
+        {
+            left[Group.IdxX] = maxima;
+            Group.Barrier();
+            ArrayView<float> partial = left.Cast<float>();
+            for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+            {
+                float maximum = float.NegativeInfinity;
+                for (int i = token; i < 4 * Group.DimX; i += TTile.Edge)
+                {
+                    float of = partial[i];
+                    maximum = of > maximum ? of : maximum;
+                }
+
                 arguments.Workspace[arguments.Maxima + ((long)Grid.IdxX * TTile.Edge) + token] = maximum;
             }
         }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static float Feature<TActivation>(QueryArguments arguments, float argument, float term, bool isThere)
+        where TActivation : unmanaged, IActivation
+    {
+        if (TActivation.IsLogarithmic)
+        {
+            return isThere ? argument : float.NegativeInfinity;
+        }
+
+        float feature = TActivation.Apply(argument + term) + arguments.Epsilon;
+        return isThere ? feature : 0;
     }
 }

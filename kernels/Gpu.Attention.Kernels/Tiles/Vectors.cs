@@ -59,6 +59,45 @@ internal struct Float4 : IVector<Float4>
         c.W += a * b.W;
         return c;
     }
+
+    /// <summary>Four times the same.</summary>
+    /// <param name="value">Every element.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Of(float value)
+    {
+        Float4 quad;
+        quad.X = value;
+        quad.Y = value;
+        quad.Z = value;
+        quad.W = value;
+        return quad;
+    }
+
+    /// <summary>Adds a number to every element.</summary>
+    /// <param name="quad">The elements.</param>
+    /// <param name="value">The number.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Add(Float4 quad, float value)
+    {
+        quad.X += value;
+        quad.Y += value;
+        quad.Z += value;
+        quad.W += value;
+        return quad;
+    }
+
+    /// <summary>The larger elements; those of <paramref name="other"/> beside a NaN in <paramref name="quad"/>.</summary>
+    /// <param name="quad">Elements.</param>
+    /// <param name="other">Elements, no NaN among them.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Larger(Float4 quad, Float4 other)
+    {
+        quad.X = quad.X > other.X ? quad.X : other.X;
+        quad.Y = quad.Y > other.Y ? quad.Y : other.Y;
+        quad.Z = quad.Z > other.Z ? quad.Z : other.Z;
+        quad.W = quad.W > other.W ? quad.W : other.W;
+        return quad;
+    }
 }
 
 /// <summary>Eight floats.</summary>
