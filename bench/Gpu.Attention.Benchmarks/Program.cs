@@ -9,6 +9,8 @@ switch (args)
         return PeerTable.Run(rest);
     case ["linearity", .. string[] rest]:
         return Linearity.Run(rest);
+    case ["devices", .. string[] rest]:
+        return DeviceTable.Run(rest);
     default:
         IEnumerable<Summary> summaries = BenchmarkSwitcher.FromAssembly(typeof(Program).Assembly).Run(args, new BenchmarkConfig());
         return AllocationGate.Check(summaries);

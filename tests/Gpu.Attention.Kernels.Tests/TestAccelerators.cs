@@ -1,4 +1,3 @@
-using System.Reflection;
 using ILGPU;
 using ILGPU.Runtime;
 using ILGPU.Runtime.CPU;
@@ -14,9 +13,6 @@ internal static class TestAccelerators
     /// else has the cores.
     /// </summary>
     public const string Collection = "Accelerators";
-
-    private static readonly Lazy<Context> OpenCLContext = new(() => Context.Create(builder =>
-        builder.EnableAlgorithms().Optimize(OptimizationLevel.O2).OpenCL(device => AcceleratorList.Refuse(device) is null || TryPatchPocl(device))));
 
     private static readonly Lock SharedLock = new();
     private static readonly Dictionary<string, Accelerator> Shared = [];
@@ -51,9 +47,9 @@ internal static class TestAccelerators
     {
         // The list first: it lets ILGPU find the loader.
         IEnumerable<string> found = AcceleratorList.Devices.Where(d => d.Type == AcceleratorType.OpenCL).Select(d => $"{d.Name}: {d.Refusal}");
-        Context.DeviceCollection<CLDevice> devices = OpenCLContext.Value.GetCLDevices();
+        Context.DeviceCollection<CLDevice> devices = Pocl.Context.Value.GetCLDevices();
         Assert.SkipWhen(devices.Count == 0, string.Join("; ", found.DefaultIfEmpty(AcceleratorList.WhyNone(AcceleratorType.OpenCL))));
-        return devices[0].CreateCLAccelerator(OpenCLContext.Value);
+        return devices[0].CreateCLAccelerator(Pocl.Context.Value);
     }
 
     private static Accelerator Share(string key, Func<Accelerator> open)
@@ -68,26 +64,4 @@ internal static class TestAccelerators
             return accelerator;
         }
     }
-
-    /// <summary>
-    /// PoCL before 4.0 lacks the generic address space, but compiles what ILGPU emits at O2 for kernels without atomics: there no pointer is
-    /// generic. It is made to look like a device that has it. A hardware driver that refuses is left alone.
-    /// </summary>
-    private static bool TryPatchPocl(CLDevice device)
-    {
-        if (!device.PlatformName.Contains("Portable Computing Language", StringComparison.Ordinal))
-        {
-            return false;
-        }
-
-        Set(device.Capabilities, nameof(CLCapabilityContext.GenericAddressSpace), true);
-        Set(device, nameof(CLDevice.DeviceVersion), CLDeviceVersion.CL20);
-        return AcceleratorList.Refuse(device) is null;
-    }
-
-    // The setters are not public, and those of a base type are found only on it.
-    private static void Set(object target, string property, object value) =>
-        target.GetType().GetProperty(property)!.DeclaringType!
-            .GetProperty(property, BindingFlags.Instance | BindingFlags.Public | BindingFlags.NonPublic)!
-            .SetMethod!.Invoke(target, [value]);
 }

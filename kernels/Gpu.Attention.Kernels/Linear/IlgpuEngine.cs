@@ -13,6 +13,9 @@ internal sealed record IlgpuEngineOptions
 
     /// <summary>The stream to work on; null for the accelerator's default.</summary>
     public AcceleratorStream? Stream { get; init; }
+
+    /// <summary>Called after every launch with its stage, while what was launched may still run. For measuring; null for nobody.</summary>
+    public Action<LinearStage>? Launched { get; init; }
 }
 
 /// <summary>Linear attention on an ILGPU accelerator: CUDA, OpenCL, or the simulator.</summary>
@@ -41,6 +44,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     private readonly LinearTiling _tiling;
     private readonly int _chunk;
     private readonly int _blockItems;
+    private readonly Action<LinearStage>? _launched;
     private readonly Dictionary<FeatureForm, UploadedForm> _forms = new(ReferenceEqualityComparer.Instance);
     private long _formUses;
     private bool _disposed;
@@ -69,6 +73,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         _chunk = code.Chunk;
         ArgumentOutOfRangeException.ThrowIfNegative(options.BlockItems, nameof(options));
         _blockItems = options.BlockItems > 0 ? options.BlockItems : ItemsPerMultiprocessor * accelerator.NumMultiprocessors;
+        _launched = options.Launched;
     }
 
     /// <inheritdoc/>
@@ -147,7 +152,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
                 // The two forms may end in different functions; the key's decide for what both have in common.
                 new LinearPass(
                     _accelerator, _stream, problem, PlanFor(problem, buffers.Workspace.Length * sizeof(float)), buffers, LaunchersOf(problem.Features!.Key.Activation, problem.Causal),
-                    LaunchersOf(problem.Features.Query.Activation, problem.Causal), FormOf(problem.Features.Query), FormOf(problem.Features.Key)).Run();
+                    LaunchersOf(problem.Features.Query.Activation, problem.Causal), FormOf(problem.Features.Query), FormOf(problem.Features.Key), _launched).Run();
             }
         }
     }

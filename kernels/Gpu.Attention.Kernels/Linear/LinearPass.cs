@@ -3,6 +3,25 @@ using ILGPU.Runtime;
 
 namespace Gpu.Attention;
 
+/// <summary>What a launch is part of.</summary>
+internal enum LinearStage
+{
+    /// <summary>Rows and values out of the caller's tensors.</summary>
+    Pack,
+
+    /// <summary>Features of keys, and their sums.</summary>
+    Keys,
+
+    /// <summary>The scan of those sums; states in and out.</summary>
+    Scan,
+
+    /// <summary>Features of queries.</summary>
+    Queries,
+
+    /// <summary>Outputs.</summary>
+    Read,
+}
+
 /// <summary>Enqueues the kernels of one forward pass; <c>README.md</c> has the order and the formulas.</summary>
 internal sealed class LinearPass
 {
@@ -25,11 +44,13 @@ internal sealed class LinearPass
     private readonly long _start;
     private readonly DeviceState _initial;
     private readonly DeviceState _final;
+    private readonly Action<LinearStage>? _launched;
 
     public LinearPass(
         Accelerator accelerator, AcceleratorStream stream, AttentionProblem problem, LinearPlan plan, in AttentionBuffers buffers, LinearLaunchers keys,
-        LinearLaunchers queries, UploadedForm queryForm, UploadedForm keyForm)
+        LinearLaunchers queries, UploadedForm queryForm, UploadedForm keyForm, Action<LinearStage>? launched)
     {
+        _launched = launched;
         _accelerator = accelerator;
         _stream = stream;
         _problem = problem;
@@ -85,13 +106,16 @@ internal sealed class LinearPass
             ScanArguments scan = Scan(firstChain, chains);
             long stateElements = (long)chains * _plan.Sizes.PaddedFeatures * _plan.Sizes.PaddedValues;
             _keys.Import(_stream, Strided(stateElements), scan with { Caller = _initial, HasCaller = HasInitial ? 1 : 0 });
+            _launched?.Invoke(LinearStage.Scan);
             for (int firstChunk = 0; firstChunk < _plan.KeyChunks; firstChunk += _plan.BlockChunks)
             {
                 ItemMap items = Items(firstChain, firstChunk, Math.Min(_plan.BlockChunks, _plan.KeyChunks - firstChunk), 1, Shape.KeyLength);
                 Reduce(items, chains);
                 ScanArguments block = scan with { Chunks = items.Chunks };
                 _keys.Scales(_stream, Strided((long)chains * _plan.Sizes.PaddedFeatures), block);
+                _launched?.Invoke(LinearStage.Scan);
                 _keys.Sums(_stream, Strided(stateElements / 4), block);
+                _launched?.Invoke(LinearStage.Scan);
                 if (_problem.Causal)
                 {
                     Read(items with { HeadGroup = Shape.HeadGroup }, chains);
@@ -106,6 +130,7 @@ internal sealed class LinearPass
             if (HasFinal)
             {
                 _keys.Export(_stream, Strided(stateElements), scan with { Caller = _final });
+                _launched?.Invoke(LinearStage.Scan);
             }
         }
     }
@@ -124,7 +149,9 @@ internal sealed class LinearPass
             RowTerms = At(_plan.KeyTerms),
         };
         _keys.PackRows(_stream, Groups(count, 1), pack);
+        _launched?.Invoke(LinearStage.Pack);
         _keys.PackValues(_stream, Groups(count, 1), pack with { Source = _value, Target = At(_plan.Values) });
+        _launched?.Invoke(LinearStage.Pack);
         _keys.Keys(_stream, Groups(count, _plan.Sizes.PaddedFeatures / _keys.Chunk), new KeyArguments
         {
             Workspace = _workspace,
@@ -143,6 +170,7 @@ internal sealed class LinearPass
             Top = At(_plan.Top),
             Steep = At(_plan.Steep),
         });
+        _launched?.Invoke(LinearStage.Keys);
     }
 
     private void Read(ItemMap items, int chains)
@@ -159,6 +187,7 @@ internal sealed class LinearPass
             Target = At(_plan.QueryInputs),
             RowTerms = At(_plan.QueryTerms),
         });
+        _launched?.Invoke(LinearStage.Pack);
         _queries.Queries(_stream, Groups(members, _plan.Sizes.PaddedFeatures / _queries.Chunk), new QueryArguments
         {
             Workspace = _workspace,
@@ -173,6 +202,7 @@ internal sealed class LinearPass
             Features = At(_plan.QueryFeatures),
             Maxima = At(_plan.Maxima),
         });
+        _launched?.Invoke(LinearStage.Queries);
         var read = new ReadArguments
         {
             Workspace = _workspace,
@@ -193,7 +223,9 @@ internal sealed class LinearPass
             Steep = At(_plan.Steep),
         };
         _queries.Read(_stream, Groups(members, _plan.Sizes.PaddedValues / _queries.Chunk), read);
+        _launched?.Invoke(LinearStage.Read);
         _queries.SteepRead?.Invoke(_stream, Groups(members, 1), read);
+        _launched?.Invoke(LinearStage.Read);
     }
 
     private ScanArguments Scan(int firstChain, int chains) => new()
