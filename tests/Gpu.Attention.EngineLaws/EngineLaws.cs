@@ -137,6 +137,18 @@ public abstract class EngineLaws
         Tolerance.Require(problem, q, k, v, Forward(Engine, problem, q, k, v));
     }
 
+    [Theory]
+    [InlineData("relu", false)]
+    [InlineData("relu", true)]
+    [InlineData("elu", true)]
+    public void A_constant_is_added_to_every_direct_feature(string map, bool causal)
+    {
+        var shape = new AttentionShape(1, Limit(100), 2, 5);
+        AttentionProblem problem = Maps.Problem(map, shape, causal) with { FeatureEpsilon = 0.3f };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 41);
+        Tolerance.Require(problem, q, k, v, Forward(Engine, problem, q, k, v));
+    }
+
     // φ(q)·φ(k) = e^-89.2, a subnormal number whose reciprocal float32 does not have.
     [Fact]
     public void A_tiny_normaliser_divides()
@@ -370,6 +382,23 @@ public abstract class EngineLaws
             float[] Tokens(float[] tensor, int row, int start, int n) =>
                 [.. Enumerable.Range(0, 2).SelectMany(b => tensor.AsSpan(((b * sample.Length) + start) * row, n * row).ToArray())];
         }));
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("general exponential")]
+    [InlineData("elu")]
+    public void Segments_whose_state_keeps_its_scale_give_the_bits_of_the_whole(string map)
+    {
+        int segment = Engine.SegmentMultiple;
+        var shape = new AttentionShape(2, (segment * 5 / 2) + 3, (segment * 5 / 2) + 3, 4, 2, 12, 10);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 40, 2.5);
+        AttentionState whole = EngineRun.State(problem);
+        float[] expected = Forward(Engine, problem, q, k, v, null, whole);
+        (float[] output, float[] maximum) = EngineRun.ForwardInSegments(Engine, Memory, problem, q, k, v, segment);
+        RequireSameBits(expected, output);
+        RequireSameBits(whole.LogScale, maximum);
+    }
 
     // Causal above all: what a final state needs to know of later keys must not come near the output.
     [Theory]

@@ -12,6 +12,62 @@ internal static class EngineRun
         AttentionState? initialState = null, AttentionState? finalState = null, long? workspaceBytes = null) =>
         Run(engine.Forward, engine, memory, problem, query, key, value, initialState, finalState, workspaceBytes);
 
+    /// <summary>Runs a causal problem a segment of tokens after the other, with a state between them that keeps its scale; also the state's last maximum.</summary>
+    public static (float[] Output, float[] Maximum) ForwardInSegments(
+        IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value, int segment)
+    {
+        AttentionShape shape = problem.Shape;
+        AttentionState sizes = State(problem);
+        using PlacedBuffer q = memory.Place(new PoisonedBuffer(query, misalignment: 1));
+        using PlacedBuffer k = memory.Place(new PoisonedBuffer(key, misalignment: 3));
+        using PlacedBuffer v = memory.Place(new PoisonedBuffer(value, misalignment: 5));
+        using PlacedBuffer o = memory.Place(new PoisonedBuffer(shape.OutputElements, misalignment: 7));
+        using PlacedBuffer logScale = memory.Place(new PoisonedBuffer(sizes.LogScale.Length, misalignment: 3));
+        using PlacedBuffer maximum = memory.Place(new PoisonedBuffer(sizes.LogScale.Length, misalignment: 5));
+        using PlacedBuffer sums = memory.Place(new PoisonedBuffer(sizes.Sums.Length, misalignment: 3));
+        using PlacedBuffer normalizers = memory.Place(new PoisonedBuffer(sizes.Normalizers.Length, misalignment: 3));
+        var state = new StateBuffers(logScale.Region, sums.Region, normalizers.Region) { Maximum = maximum.Region };
+        for (int start = 0; start < shape.QueryLength; start += segment)
+        {
+            int n = Math.Min(segment, shape.QueryLength - start);
+            AttentionProblem part = problem with
+            {
+                Shape = new AttentionShape(shape.Batch, n, n, shape.Heads, shape.KeyHeads, shape.KeyDimension, shape.ValueDimension),
+                HasInitialState = start > 0,
+                WantsFinalState = true,
+            };
+            using PlacedBuffer workspace = memory.Place(new PoisonedBuffer((engine.WorkspaceBytes(part) + 3) / 4, misalignment: 1));
+            engine.Forward(part, new AttentionBuffers
+            {
+                Query = From(q, start, shape.Heads, shape.KeyDimension),
+                Key = From(k, start, shape.KeyHeads, shape.KeyDimension),
+                Value = From(v, start, shape.KeyHeads, shape.ValueDimension),
+                Output = From(o, start, shape.Heads, shape.ValueDimension),
+                InitialState = start > 0 ? state : default,
+                FinalState = state,
+                Workspace = workspace.Region,
+            });
+            workspace.Refresh();
+            workspace.Image.RequireGuardsIntact();
+        }
+
+        foreach (PlacedBuffer written in new[] { o, logScale, maximum, sums, normalizers })
+        {
+            written.Refresh();
+            written.Image.RequireFullyWritten();
+        }
+
+        return (o.Image.Span.ToArray(), maximum.Image.Span.ToArray());
+
+        TensorBuffer From(PlacedBuffer buffer, int token, int heads, int dimension)
+        {
+            MemoryRegion region = buffer.Region;
+            int skipped = token * heads * dimension;
+            return TensorBuffer.Dense(
+                region with { Address = region.Address + (skipped * sizeof(float)), Length = region.Length - skipped }, shape.QueryLength, heads, dimension);
+        }
+    }
+
     /// <summary>Adds keys and values to a state.</summary>
     public static void Append(
         IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] key, float[] value, AttentionState state) =>

@@ -110,7 +110,7 @@ internal static class KeyKernel
             {
                 int token = at / (TTile.Edge / 4);
                 Float4 log = Float4.Add(tile[at], terms[token]);
-                top = Float4.Larger(log, top);
+                top = Float4.Max(log, top);
                 cut.X = log.X - first.X > MaxLogRange && token < cut.X ? token : cut.X;
                 cut.Y = log.Y - first.Y > MaxLogRange && token < cut.Y ? token : cut.Y;
                 cut.Z = log.Z - first.Z > MaxLogRange && token < cut.Z ? token : cut.Z;

@@ -104,7 +104,7 @@ internal static class QueryKernel
             quads[target + at] = value;
             if (TActivation.IsLogarithmic)
             {
-                maxima = Float4.Larger(Float4.Add(value, scales[row]), maxima);
+                maxima = Float4.Max(Float4.Add(value, scales[row]), maxima);
             }
         }
 

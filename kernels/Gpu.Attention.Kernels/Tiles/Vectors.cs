@@ -36,7 +36,7 @@ internal interface IVector<TSelf>
     /// <param name="b">A vector.</param>
     static abstract TSelf Add(TSelf a, TSelf b);
 
-    /// <summary>The larger of each two elements; either, where one is NaN.</summary>
+    /// <summary>The larger of each two elements; that of <paramref name="b"/>, where one is NaN.</summary>
     /// <param name="a">A vector.</param>
     /// <param name="b">A vector.</param>
     static abstract TSelf Max(TSelf a, TSelf b);
@@ -165,19 +165,6 @@ internal struct Float4 : IVector<Float4>
         quad.Y += value;
         quad.Z += value;
         quad.W += value;
-        return quad;
-    }
-
-    /// <summary>The larger elements; those of <paramref name="other"/> beside a NaN in <paramref name="quad"/>.</summary>
-    /// <param name="quad">Elements.</param>
-    /// <param name="other">Elements, no NaN among them.</param>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static Float4 Larger(Float4 quad, Float4 other)
-    {
-        quad.X = quad.X > other.X ? quad.X : other.X;
-        quad.Y = quad.Y > other.Y ? quad.Y : other.Y;
-        quad.Z = quad.Z > other.Z ? quad.Z : other.Z;
-        quad.W = quad.W > other.W ? quad.W : other.W;
         return quad;
     }
 }
