@@ -110,6 +110,20 @@ public abstract class EngineLaws
             Tolerance.Require(problem, q, k, v, actual);
         });
 
+    // One log feature rises by 100; the other of the first key lies above all others, or below them too.
+    [Theory]
+    [InlineData(0)]
+    [InlineData(-200)]
+    public void A_chunk_may_begin_far_below_what_follows(float other)
+    {
+        var shape = new AttentionShape(1, 20, 1, 2);
+        var form = new FeatureForm { InputDimension = 2, FeatureDimension = 2, Activation = FeatureActivation.Exp };
+        var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = true };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 42);
+        (k[0], k[1]) = (other, -100);
+        Tolerance.Require(problem, q, k, v, Forward(Engine, problem, q, k, v));
+    }
+
     // The chunk's first key sets the scale; the keys after it lie up to e^55 above.
     [Theory]
     [InlineData(-100)]
