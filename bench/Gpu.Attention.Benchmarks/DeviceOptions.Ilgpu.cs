@@ -24,7 +24,7 @@ internal sealed record DeviceOptions
 
     public int Rounds { get; init; } = 7;
 
-    public LinearTiling? Tiling { get; init; }
+    public Tiling? Tiling { get; init; }
 
     public int BlockItems { get; init; }
 
@@ -51,7 +51,7 @@ internal sealed record DeviceOptions
                     "--dim" => options with { Dimension = Positive(args[++i]) },
                     "--features" => options with { NumFeatures = Positive(args[++i]) },
                     "--rounds" => options with { Rounds = Positive(args[++i]) },
-                    "--tiling" => options with { Tiling = Enum.Parse<LinearTiling>(args[++i]) },
+                    "--tiling" => options with { Tiling = Enum.Parse<Tiling>(args[++i]) },
                     "--block-items" => options with { BlockItems = Positive(args[++i]) },
                     "--json" => options with { Json = args[++i] },
                     "--require-gflops" => options with { RequiredGflops = double.Parse(args[++i], CultureInfo.InvariantCulture) },

@@ -63,7 +63,7 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 /// <summary>On the simulator, with four threads in a group that keep 8 × 8 sums each.</summary>
 [Collection(TestAccelerators.Collection)]
 public sealed class SimulatedBlock8Tests() : IlgpuEngineTests(
-    TestAccelerators.SharedSimulator(2, 2), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk16Block8 })
+    TestAccelerators.SharedSimulator(2, 2), new IlgpuEngineOptions { Tiling = Tiling.Chunk16Block8 })
 {
     private protected override int MaxLength => 100;
 
@@ -73,7 +73,7 @@ public sealed class SimulatedBlock8Tests() : IlgpuEngineTests(
 /// <summary>On the simulator, with sixteen threads in a group that keep 4 × 4 sums each.</summary>
 [Collection(TestAccelerators.Collection)]
 public sealed class SimulatedBlock4Tests() : IlgpuEngineTests(
-    TestAccelerators.SharedSimulator(4, 4), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk16Block4 })
+    TestAccelerators.SharedSimulator(4, 4), new IlgpuEngineOptions { Tiling = Tiling.Chunk16Block4 })
 {
     private protected override int MaxLength => 50;
 
@@ -138,7 +138,7 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
             Causal = causal,
         };
         using var engine = new IlgpuEngine(
-            TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk16Block8, BlockItems = shape.Batch });
+            TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = Tiling.Chunk16Block8, BlockItems = shape.Batch });
         RequireAgreement(engine, problem, 78);
     }
 
@@ -155,7 +155,7 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
 /// <summary>On OpenCL with 4 × 4 sums a thread.</summary>
 [Collection(TestAccelerators.Collection)]
 public sealed class OpenCLBlock4Tests() : IlgpuEngineTests(
-    TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = LinearTiling.Chunk64Block4 })
+    TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = Tiling.Chunk64Block4 })
 {
     private protected override int MaxLength => 200;
 

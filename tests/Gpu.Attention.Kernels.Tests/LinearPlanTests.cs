@@ -21,7 +21,7 @@ public class LinearPlanTests
             var plan = new LinearPlan(Problem(new AttentionShape(3, 150, 150, 4, 2, dimension, valueDimension), features, causal), chunk, blockItems);
             PropertyInfo[] offsets = [.. typeof(LinearPlan).GetProperties().Where(p => p.PropertyType == typeof(long) && p.Name != nameof(LinearPlan.Bytes))];
             Assert.Equal(24, offsets.Length);
-            Assert.All(offsets, offset => Assert.Equal(0, (long)offset.GetValue(plan)! * sizeof(float) % LinearPlan.Alignment));
+            Assert.All(offsets, offset => Assert.Equal(0, (long)offset.GetValue(plan)! * sizeof(float) % WorkspacePlan.Alignment));
             Assert.All(
                 new[] { plan.Sizes.PaddedInputs, plan.Sizes.PaddedFeatures, plan.Sizes.PaddedValues, chunk }, width => Assert.Equal(0, width % 4));
         }

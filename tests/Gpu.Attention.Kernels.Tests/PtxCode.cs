@@ -13,7 +13,7 @@ internal static class PtxCode
 
     /// <summary>Every instantiation, by its name.</summary>
     public static Dictionary<string, MethodInfo> Instantiations { get; } = (
-        from tiling in new[] { LinearTiling.Chunk64Block8, LinearTiling.Chunk64Block4 }
+        from tiling in new[] { Tiling.Chunk64Block8, Tiling.Chunk64Block4 }
         from causal in new[] { false, true }
         from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal)!.Methods)
             .Concat(SoftmaxEntryPoints.For(tiling, causal).Methods)

@@ -14,7 +14,7 @@ internal static class BufferViews
     /// <param name="problem">The problem.</param>
     /// <param name="buffers">Its buffers.</param>
     /// <param name="bytes">The bytes that are needed, what rounding up its start may take included.</param>
-    /// <param name="start">The element that arrays may begin at: a multiple of <see cref="LinearPlan.Alignment"/> bytes.</param>
+    /// <param name="start">The element that arrays may begin at: a multiple of <see cref="WorkspacePlan.Alignment"/> bytes.</param>
     /// <exception cref="ArgumentException">It is no memory of the accelerator, or too short, or the states are not those that the problem speaks of.</exception>
     public static ArrayView<float> Workspace(Accelerator accelerator, AttentionProblem problem, in AttentionBuffers buffers, long bytes, out long start)
     {
@@ -35,7 +35,7 @@ internal static class BufferViews
         }
 
         ArrayView<float> view = View(accelerator, buffers.Workspace, "workspace", out start);
-        start = LinearPlan.Align(start);
+        start = WorkspacePlan.Align(start);
         return view;
     }
 

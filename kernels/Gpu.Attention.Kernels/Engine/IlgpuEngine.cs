@@ -6,7 +6,7 @@ namespace Gpu.Attention;
 internal sealed record IlgpuEngineOptions
 {
     /// <summary>The tiling; null for one that suits the accelerator.</summary>
-    public LinearTiling? Tiling { get; init; }
+    public Tiling? Tiling { get; init; }
 
     /// <summary>Chunks, over all heads, that are worked on at once, and that the workspace is made for; 0 for as many as keep the accelerator busy.</summary>
     public int BlockItems { get; init; }
@@ -47,7 +47,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     private readonly Lock _lock;
     private readonly Accelerator _accelerator;
     private readonly AcceleratorStream _stream;
-    private readonly LinearTiling _tiling;
+    private readonly Tiling _tiling;
     private readonly int _chunk;
     private readonly int _blockItems;
     private readonly Action<LinearStage>? _launched;
@@ -68,7 +68,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         _lock = _kernels.Lock;
         _stream = options.Stream ?? accelerator.DefaultStream;
         _tiling = options.Tiling
-            ?? (accelerator.AcceleratorType == AcceleratorType.CPU ? LinearTiling.Chunk16Block8 : LinearTiling.Chunk64Block8);
+            ?? (accelerator.AcceleratorType == AcceleratorType.CPU ? Tiling.Chunk16Block8 : Tiling.Chunk64Block8);
         LinearEntryPoints code = LinearEntryPoints.For(_tiling, FeatureActivation.Exp, causal: true)!;
         if (code.GroupSize > accelerator.MaxNumThreadsPerGroup)
         {
@@ -236,12 +236,12 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         }
     }
 
-    private IWorkspacePlan PlanOf(AttentionProblem problem, int items) =>
+    private WorkspacePlan PlanOf(AttentionProblem problem, int items) =>
         problem.Features is null ? new SoftmaxPlan(problem, _chunk, items) : new LinearPlan(problem, _chunk, items);
 
     /// <summary>The plan of the largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
     private TPlan Largest<TPlan>(Func<int, TPlan> planOf, long workspaceBytes)
-        where TPlan : IWorkspacePlan
+        where TPlan : WorkspacePlan
     {
         int items = _blockItems;
         TPlan plan = planOf(items);

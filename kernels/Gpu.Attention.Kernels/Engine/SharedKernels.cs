@@ -13,8 +13,8 @@ internal sealed class SharedKernels
     private static readonly ConditionalWeakTable<Accelerator, SharedKernels> All = [];
 
     private readonly Accelerator _accelerator;
-    private readonly Dictionary<(LinearTiling, FeatureActivation, bool), LinearLaunchers> _linear = [];
-    private readonly Dictionary<(LinearTiling, bool), SoftmaxLaunchers> _softmax = [];
+    private readonly Dictionary<(Tiling, FeatureActivation, bool), LinearLaunchers> _linear = [];
+    private readonly Dictionary<(Tiling, bool), SoftmaxLaunchers> _softmax = [];
 
     private SharedKernels(Accelerator accelerator) => _accelerator = accelerator;
 
@@ -29,7 +29,7 @@ internal sealed class SharedKernels
     /// <param name="tiling">The tiling.</param>
     /// <param name="activation">An activation that there is device code for.</param>
     /// <param name="causal">The direction.</param>
-    public LinearLaunchers Linear(LinearTiling tiling, FeatureActivation activation, bool causal)
+    public LinearLaunchers Linear(Tiling tiling, FeatureActivation activation, bool causal)
     {
         if (!_linear.TryGetValue((tiling, activation, causal), out LinearLaunchers? launchers))
         {
@@ -43,7 +43,7 @@ internal sealed class SharedKernels
     /// <summary>The kernels of exact attention, compiled when they are first asked for.</summary>
     /// <param name="tiling">The tiling.</param>
     /// <param name="causal">The direction.</param>
-    public SoftmaxLaunchers Softmax(LinearTiling tiling, bool causal)
+    public SoftmaxLaunchers Softmax(Tiling tiling, bool causal)
     {
         if (!_softmax.TryGetValue((tiling, causal), out SoftmaxLaunchers? launchers))
         {

@@ -4,22 +4,6 @@ using ILGPU.Runtime;
 
 namespace Gpu.Attention;
 
-/// <summary>How the work of a group is cut: tokens in a chunk, and the sums that a thread keeps.</summary>
-internal enum LinearTiling
-{
-    /// <summary>Chunks of 64, 64 threads with 8 × 8 sums.</summary>
-    Chunk64Block8,
-
-    /// <summary>Chunks of 64, 256 threads with 4 × 4 sums.</summary>
-    Chunk64Block4,
-
-    /// <summary>Chunks of 16, 4 threads with 8 × 8 sums: for a simulator.</summary>
-    Chunk16Block8,
-
-    /// <summary>Chunks of 16, 16 threads with 4 × 4 sums: for a simulator.</summary>
-    Chunk16Block4,
-}
-
 /// <summary>The device code of linear attention for one tiling, activation and direction.</summary>
 internal sealed record LinearEntryPoints(
     int Chunk,
@@ -43,12 +27,12 @@ internal sealed record LinearEntryPoints(
     /// <param name="tiling">The tiling.</param>
     /// <param name="activation">The activation.</param>
     /// <param name="causal">The direction.</param>
-    public static LinearEntryPoints? For(LinearTiling tiling, FeatureActivation activation, bool causal) => tiling switch
+    public static LinearEntryPoints? For(Tiling tiling, FeatureActivation activation, bool causal) => tiling switch
     {
-        LinearTiling.Chunk64Block8 => For<Tile64, Block8>(activation, causal),
-        LinearTiling.Chunk64Block4 => For<Tile64, Block4>(activation, causal),
-        LinearTiling.Chunk16Block8 => For<Tile16, Block8>(activation, causal),
-        LinearTiling.Chunk16Block4 => For<Tile16, Block4>(activation, causal),
+        Tiling.Chunk64Block8 => For<Tile64, Block8>(activation, causal),
+        Tiling.Chunk64Block4 => For<Tile64, Block4>(activation, causal),
+        Tiling.Chunk16Block8 => For<Tile16, Block8>(activation, causal),
+        Tiling.Chunk16Block4 => For<Tile16, Block4>(activation, causal),
         _ => throw new ArgumentOutOfRangeException(nameof(tiling), tiling, null),
     };
 

@@ -17,8 +17,8 @@ internal sealed class UploadedForm : IDisposable
     {
         int d = form.InputDimension;
         int r = form.FeatureDimension;
-        int features = LinearPlan.RoundUp(r, chunk);
-        int inputs = LinearPlan.RoundUp(d, TileProduct.Depth);
+        int features = WorkspacePlan.RoundUp(r, chunk);
+        int inputs = WorkspacePlan.RoundUp(d, TileProduct.Depth);
         float[] parts = new float[((long)inputs * features) + features + (form.PreMatrix?.Length ?? 0) + (form.PreOffset?.Length ?? 0) + (form.Linear?.Length ?? 0)];
         for (int feature = 0; feature < r; feature++)
         {

@@ -18,12 +18,12 @@ internal sealed record SoftmaxEntryPoints(
     /// <summary>The device code.</summary>
     /// <param name="tiling">The tiling.</param>
     /// <param name="causal">The direction.</param>
-    public static SoftmaxEntryPoints For(LinearTiling tiling, bool causal) => tiling switch
+    public static SoftmaxEntryPoints For(Tiling tiling, bool causal) => tiling switch
     {
-        LinearTiling.Chunk64Block8 => For<Tile64, Block8>(causal),
-        LinearTiling.Chunk64Block4 => For<Tile64, Block4>(causal),
-        LinearTiling.Chunk16Block8 => For<Tile16, Block8>(causal),
-        LinearTiling.Chunk16Block4 => For<Tile16, Block4>(causal),
+        Tiling.Chunk64Block8 => For<Tile64, Block8>(causal),
+        Tiling.Chunk64Block4 => For<Tile64, Block4>(causal),
+        Tiling.Chunk16Block8 => For<Tile16, Block8>(causal),
+        Tiling.Chunk16Block4 => For<Tile16, Block4>(causal),
         _ => throw new ArgumentOutOfRangeException(nameof(tiling), tiling, null),
     };
 
