@@ -20,12 +20,13 @@ internal static class ExitCode
                 terminal.Complain("interrupted; nothing was written.");
                 return Interrupted;
             case UsageException:
-                terminal.Complain(exception.Message);
+                terminal.Complain(WithoutParameter(exception.Message));
                 return BadUsage;
             case OutOfMemoryException:
                 terminal.Complain("out of memory: the arrays are too large for this machine.");
                 return Failed;
-            case ArgumentException or InvalidOperationException or NotSupportedException or InvalidDataException or IOException or UnauthorizedAccessException:
+            case ArgumentException or InvalidOperationException or NotSupportedException or InvalidDataException or IOException or UnauthorizedAccessException
+                or DeviceException:
                 terminal.Complain(WithoutParameter(exception.Message));
                 return Failed;
             default:

@@ -67,6 +67,15 @@ internal sealed class Terminal
     /// <summary>What the user should know although nothing went wrong.</summary>
     public void Note(string text) => _error.WriteLine(text);
 
+    /// <summary>Why other devices ran what was asked of one, or it ran in smaller segments than planned.</summary>
+    public void NoteFallbacks(IEnumerable<string> fallbacks)
+    {
+        foreach (string step in fallbacks)
+        {
+            Note($"fallback: {step}");
+        }
+    }
+
     /// <summary>What went wrong.</summary>
     public void Complain(string text)
     {

@@ -5,7 +5,13 @@ namespace Gpu.Attention.Cli.Benchmarking;
 /// <summary>One line of results; the timings are null when the gate failed.</summary>
 internal sealed record BenchResult
 {
+    /// <summary>The device that ran it, which need not be the one asked for.</summary>
     public string? Device { get; init; }
+
+    public string? DeviceId { get; init; }
+
+    /// <summary>Why another device than the one asked for ran it, or that one in smaller segments than planned.</summary>
+    public IReadOnlyList<string> Fallbacks { get; init; } = [];
 
     public required string Case { get; init; }
 

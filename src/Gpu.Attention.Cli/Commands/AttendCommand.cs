@@ -29,24 +29,23 @@ internal static class AttendCommand
             AtomicFile.RequireWritable(finalStatePath);
         }
 
+        using ComputeDevice device = options.Device.Open(terminal, parsed);
         (AttentionShape shape, float[] query, float[] key, float[] value) = ReadInputs(
             parsed.GetValue(options.Query)!, parsed.GetValue(options.Key)!, parsed.GetValue(options.Value)!);
         RequireFits(shape);
-        using ComputeDevice device = CommonOptions.Open(parsed.GetValue(options.Device));
         float[] output = new float[shape.OutputElements];
         AttentionState? state = null;
-        Measurement measured;
+        Operation operation;
         if (features == FeatureKind.Softmax)
         {
-            using var attention = new SoftmaxAttention(
+            var attention = new SoftmaxAttention(
                 device, new SoftmaxAttentionOptions { Causal = parsed.GetValue(options.Causal), Scale = parsed.GetValue(options.Scale) });
-            measured = terminal.Busy("attend", () => Measure(
-                () => attention.Forward(shape, query, key, value, output), () => attention.WorkspaceBytes(shape)));
+            operation = new Operation(attention, shape, () => attention.Forward(shape, query, key, value, output));
         }
         else
         {
             FeatureMap map = FeatureKind.Create(features, MakeProjection(options, parsed, features, shape.KeyDimension));
-            using var attention = new LinearAttention(device, map, ToLinearOptions(options, parsed));
+            var attention = new LinearAttention(device, map, ToLinearOptions(options, parsed));
             AttentionState? initialState = null;
             if (parsed.GetValue(options.InitialState) is { } path)
             {
@@ -55,13 +54,20 @@ internal static class AttendCommand
             }
 
             state = finalStatePath is null ? null : attention.CreateState(shape.Batch, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
-            measured = terminal.Busy("attend", () => Measure(
-                () => attention.Forward(shape, query, key, value, output, initialState, state), () => attention.WorkspaceBytes(shape)));
+            operation = new Operation(attention, shape, () => attention.Forward(shape, query, key, value, output, initialState, state));
         }
 
-        cancellationToken.ThrowIfCancellationRequested();
-        Write(shape, output, outputPath, state, finalStatePath, cancellationToken);
-        Report(terminal, parsed.GetValue(options.Json), device, shape, features, measured, parsed.GetValue(options.Causal), outputPath, finalStatePath);
+        using (operation)
+        {
+            double milliseconds = terminal.Busy("attend", () => Time(operation.Forward));
+            terminal.NoteFallbacks(operation.Fallbacks);
+            cancellationToken.ThrowIfCancellationRequested();
+            Write(shape, output, outputPath, state, finalStatePath, cancellationToken);
+            Report(
+                terminal, parsed.GetValue(options.Json), device, shape, features, operation, milliseconds, parsed.GetValue(options.Causal), outputPath,
+                finalStatePath);
+        }
+
         return ExitCode.Done;
     }
 
@@ -179,11 +185,11 @@ internal static class AttendCommand
         },
     };
 
-    private static Measurement Measure(Action forward, Func<long> workspaceBytes)
+    private static double Time(Action forward)
     {
         long start = Stopwatch.GetTimestamp();
         forward();
-        return new Measurement(Stopwatch.GetElapsedTime(start).TotalMilliseconds, workspaceBytes());
+        return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
     }
 
     // Both files are complete before either gets its name.
@@ -203,17 +209,19 @@ internal static class AttendCommand
     }
 
     private static void Report(
-        Terminal terminal, bool json, ComputeDevice device, AttentionShape shape, string features, Measurement measured, bool causal,
-        string outputPath, string? statePath)
+        Terminal terminal, bool json, ComputeDevice device, AttentionShape shape, string features, Operation operation, double milliseconds,
+        bool causal, string outputPath, string? statePath)
     {
-        double tokensPerSecond = (double)shape.Batch * shape.QueryLength / (measured.Milliseconds / 1e3);
+        double tokensPerSecond = (double)shape.Batch * shape.QueryLength / (milliseconds / 1e3);
         int[] outputShape = [shape.Batch, shape.QueryLength, shape.Heads, shape.ValueDimension];
         if (json)
         {
             terminal.WriteJson(new
             {
-                Device = device.ToString(),
+                Device = operation.LastDevice.ToString(),
+                Chosen = device.ToString(),
                 device.Reason,
+                operation.Fallbacks,
                 Features = features,
                 Direction = causal ? "causal" : "bidirectional",
                 Shapes = new
@@ -223,9 +231,9 @@ internal static class AttendCommand
                     Value = (int[])[shape.Batch, shape.KeyLength, shape.KeyHeads, shape.ValueDimension],
                     Output = outputShape,
                 },
-                Ms = measured.Milliseconds,
+                Ms = milliseconds,
                 TokensPerSecond = tokensPerSecond,
-                measured.WorkspaceBytes,
+                operation.WorkspaceBytes,
                 Output = outputPath,
                 FinalState = statePath,
             });
@@ -233,8 +241,8 @@ internal static class AttendCommand
         }
 
         string summary =
-            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features} on {device}, {Format.Short(measured.Milliseconds)} ms, " +
-            $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(measured.WorkspaceBytes)} workspace";
+            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features} on {operation.LastDevice}, {Format.Short(milliseconds)} ms, " +
+            $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(operation.WorkspaceBytes)} workspace";
         if (AtomicFile.IsDevice(outputPath))
         {
             // It may be standard output itself.
@@ -245,6 +253,4 @@ internal static class AttendCommand
             terminal.WriteLine(summary);
         }
     }
-
-    private sealed record Measurement(double Milliseconds, long WorkspaceBytes);
 }

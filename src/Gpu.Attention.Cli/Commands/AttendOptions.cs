@@ -76,7 +76,7 @@ internal sealed class AttendOptions
 
     public Option<string?> ValueGradient { get; } = CommonOptions.Path("--value-gradient", "Receives the value gradient. Not supported yet.", "dv.npy");
 
-    public Option<string?> Device { get; } = CommonOptions.Device();
+    public DeviceOptions Device { get; } = new();
 
     public Option<bool> Json { get; } = CommonOptions.Json();
 
@@ -97,8 +97,9 @@ internal sealed class AttendOptions
         Option[] options =
         [
             Query, Key, Value, Output, Features, Projection, NumFeatures, Seed, OrthoScaling, FeatureEpsilon, Compat, Causal, Scale, NoNormalize,
-            KeyLengths, KeyMask, CuSeqlens, InitialState, FinalState, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Device, Json,
+            KeyLengths, KeyMask, CuSeqlens, InitialState, FinalState, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Json,
         ];
         Array.ForEach(options, command.Options.Add);
+        Device.AddTo(command);
     }
 }

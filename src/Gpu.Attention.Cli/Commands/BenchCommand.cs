@@ -22,17 +22,24 @@ internal static class BenchCommand
         Option<bool> causal = CommonOptions.Causal();
         Option<string?> compare = CommonOptions.Choice("--compare", "Time exact attention beside the feature maps.", [FeatureKind.Softmax]);
         Option<int> repeats = Size("--repeats", "Timed calls of each case; the median is shown.", 5);
-        Option<string?> device = CommonOptions.Device();
+        var device = new DeviceOptions();
         Option<bool> json = CommonOptions.Json();
         var command = new Command(
             "bench",
             "Checks attention against a float64 oracle, then times it; refuses to time what is wrong. Operations are counted as 2·D·m + 2·r·Dv for a query and " +
             "for a key, (64 + 1)·(r + Dv) more for a causal query, and 2·(D + Dv) for a query and key of exact attention.")
         {
-            features, lengths, heads, dimension, numFeatures, batch, causal, compare, repeats, device, json,
+            features, lengths, heads, dimension, numFeatures, batch, causal, compare, repeats, json,
         };
+        device.AddTo(command);
         command.SetAction((parsed, token) => Application.Guard(terminal, () =>
         {
+            using ComputeDevice opened = device.Open(terminal, parsed);
+            if (opened.Info.Kind == DeviceKind.Simulator)
+            {
+                terminal.Note("note: the simulator shows that kernels are right, and nothing of how fast they are; it takes seconds for a few dozen tokens.");
+            }
+
             string[] names = parsed.GetValue(features)!;
             var plan = new Plan(
                 parsed.GetValue(compare) is { } other ? [.. names.Append(other).Distinct()] : names,
@@ -43,7 +50,6 @@ internal static class BenchCommand
                 parsed.GetValue(numFeatures),
                 parsed.GetValue(causal),
                 parsed.GetValue(repeats));
-            using ComputeDevice opened = CommonOptions.Open(parsed.GetValue(device));
             return Run(terminal, opened, plan, parsed.GetValue(json), token);
         }));
         return command;
@@ -55,6 +61,7 @@ internal static class BenchCommand
             ? terminal.Busy("measuring the peak", () => HostPeak.MeasureGflops(Environment.ProcessorCount))
             : null;
         var results = new List<BenchResult>();
+        var noted = new HashSet<string>();
         foreach (int length in plan.Lengths)
         {
             foreach (string features in plan.Features)
@@ -65,6 +72,7 @@ internal static class BenchCommand
                     $"{features}, T = {length}",
                     () => Measure(device, new BenchCase(features, shape, plan.NumFeatures, plan.Causal), plan.Repeats, peak, cancellationToken));
                 results.Add(result);
+                terminal.NoteFallbacks(result.Fallbacks.Where(noted.Add));
                 if (json)
                 {
                     terminal.WriteJson(result);
@@ -85,44 +93,64 @@ internal static class BenchCommand
     private static BenchResult Measure(ComputeDevice device, BenchCase problem, int repeats, double? peak, CancellationToken cancellationToken)
     {
         float[] output = new float[problem.Shape.OutputElements];
-        using IDisposable attention = MakeOperator(device, problem, output, out Action forward, out long workspaceBytes);
-        BenchResult result = Measurement.Run(problem, forward, output, repeats, cancellationToken);
-        return result with { Device = device.ToString(), WorkspaceBytes = workspaceBytes, PeakShare = result.Gflops / peak };
+        using Operation operation = MakeOperation(device, problem, output);
+        DeviceInfo? checkedDevice = null;
+        BenchResult result = Measurement.Run(problem, Forward, output, repeats, cancellationToken);
+        result = result with
+        {
+            Device = operation.LastDevice.ToString(),
+            DeviceId = operation.LastDevice.Id,
+            Fallbacks = operation.Fallbacks,
+            WorkspaceBytes = operation.WorkspaceBytes,
+            PeakShare = operation.LastDevice.Kind == DeviceKind.Cpu ? result.Gflops / peak : null,
+        };
+        return operation.LastDevice == checkedDevice
+            ? result
+            : result with
+            {
+                Ms = null,
+                FastestMs = null,
+                Gflops = null,
+                PeakShare = null,
+                TokensPerSecond = null,
+                Refusal = $"not timed, for {checkedDevice} ran the call that was checked and {operation.LastDevice} later ones",
+            };
+
+        void Forward()
+        {
+            operation.Forward();
+            checkedDevice ??= operation.LastDevice;
+        }
     }
 
-    private static IDisposable MakeOperator(
-        ComputeDevice device, BenchCase problem, float[] output, out Action forward, out long workspaceBytes)
+    private static Operation MakeOperation(ComputeDevice device, BenchCase problem, float[] output)
     {
         if (problem.Features == FeatureKind.Softmax)
         {
             var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = problem.Causal });
-            forward = () => softmax.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output);
-            workspaceBytes = softmax.WorkspaceBytes(problem.Shape);
-            return softmax;
+            return new Operation(softmax, problem.Shape, () => softmax.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output));
         }
 
         FeatureMap map = FeatureKind.Create(problem.Features, problem.Projection);
         var linear = new LinearAttention(device, map, new LinearAttentionOptions { Causal = problem.Causal });
-        forward = () => linear.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output);
-        workspaceBytes = linear.WorkspaceBytes(problem.Shape);
-        return linear;
+        return new Operation(linear, problem.Shape, () => linear.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output));
     }
 
     private static void WriteTable(Terminal terminal, ComputeDevice device, Plan plan, List<BenchResult> results, double? peak)
     {
         string measuredPeak = peak is { } gflops ? $", measured peak {Format.Short(gflops)} GFLOPS" : "";
         string direction = plan.Causal ? "causal" : "bidirectional";
-        terminal.WriteLine($"{device}{measuredPeak}");
+        terminal.WriteLine($"{device} ({device.Reason}){measuredPeak}");
         terminal.WriteLine($"{direction}, B {plan.Batch}, H {plan.Heads}, D {plan.Dimension}, Dv {plan.Dimension}");
         terminal.WriteTable(
             [
-                ("Features", false), ("T", true), ("r", true), ("ms", true), ("GFLOPS", true), ("of peak", true), ("tokens/s", true),
+                ("Features", false), ("ran on", false), ("T", true), ("r", true), ("ms", true), ("GFLOPS", true), ("of peak", true), ("tokens/s", true),
                 ("workspace", true), ("max error", true), ("RMS ratio", true),
             ],
             results.Select(r => (string[])
             [
-                r.Features, Format.Number(r.Length), r.FeatureDimension == 0 ? "-" : Format.Number(r.FeatureDimension), Or(r.Ms), Or(r.Gflops),
-                Format.Percent(r.PeakShare), Or(r.TokensPerSecond), Format.Bytes(r.WorkspaceBytes), Or(r.MaxAbsError), Or(r.RmsRatio),
+                r.Features, r.DeviceId!, Format.Number(r.Length), r.FeatureDimension == 0 ? "-" : Format.Number(r.FeatureDimension), Or(r.Ms),
+                Or(r.Gflops), Format.Percent(r.PeakShare), Or(r.TokensPerSecond), Format.Bytes(r.WorkspaceBytes), Or(r.MaxAbsError), Or(r.RmsRatio),
             ]));
 
         static string Or(double? value) => value is { } v ? Format.Short(v) : "-";

@@ -9,23 +9,11 @@ internal static class CommonOptions
 {
     private const int MaxFeatures = 1 << 20;
 
-    private static readonly Dictionary<string, DeviceKind> Kinds = new(StringComparer.Ordinal)
-    {
-        ["cpu"] = DeviceKind.Cpu,
-        ["simulator"] = DeviceKind.Simulator,
-        ["opencl"] = DeviceKind.OpenCL,
-        ["cuda"] = DeviceKind.Cuda,
-    };
-
     public static Option<bool> Json() => new("--json") { Description = "Print JSON instead of text." };
 
     public static Option<bool> Causal() => new("--causal") { Description = "Query i sees keys 0..i only." };
 
-    public static Option<string?> Device() => Choice("--device", "Where to run; the best device when not given.", [.. Kinds.Keys]);
-
     public static Option<int> NumFeatures() => Number("--num-features", "Rows of the random projection.", 1, MaxFeatures, 256);
-
-    public static ComputeDevice Open(string? kind) => kind is null ? ComputeDevice.OpenDefault() : ComputeDevice.Open(Kinds[kind]);
 
     /// <summary>Whether an option was given on the command line rather than filled in.</summary>
     public static bool IsGiven(this ParseResult parsed, Option option) => parsed.GetResult(option) is { Implicit: false };

@@ -16,46 +16,52 @@ internal static class DevicesCommand
     private static int Run(Terminal terminal, bool json)
     {
         IReadOnlyList<DeviceInfo> devices = ComputeDevice.Enumerate();
+        DeviceInfo chosen;
+        using (ComputeDevice device = ComputeDevice.OpenDefault())
+        {
+            chosen = device.Info;
+        }
+
         MissingKind[] missing =
         [
             .. Enum.GetValues<DeviceKind>().Except(devices.Select(d => d.Kind)).Select(kind => new MissingKind(kind, DeviceList.WhyNone(kind))),
         ];
         if (json)
         {
-            terminal.WriteJson(new { Devices = devices, Missing = missing });
+            terminal.WriteJson(new { Default = chosen.Id, Devices = devices, Missing = missing });
             return ExitCode.Done;
         }
 
         terminal.WriteTable(
             [
-                ("Kind", false), ("#", true), ("Name", false), ("Memory", true), ("Units", true), ("Warp", true), ("Group", true), ("Shared", true),
-                ("Usable", false),
+                ("--device", false), ("Name", false), ("Memory", true), ("Units", true), ("Warp", true), ("Group", true), ("Shared", true),
+                ("Used", false),
             ],
-            devices.Select(Describe));
+            devices.Select(device => Describe(device, device == chosen)));
         foreach (DeviceInfo device in devices)
         {
-            terminal.WriteLine($"{device.Kind} {device.Index}: {device.Refusal ?? device.Capabilities}");
+            string capabilities = device.Capabilities.Length == 0 ? "no capabilities known" : device.Capabilities;
+            terminal.WriteLine($"{device.Id}: {capabilities}{(device.IsUsable ? "" : $"; refused: {device.Refusal}")}");
         }
 
         foreach ((DeviceKind kind, string reason) in missing)
         {
-            terminal.WriteLine($"{kind}: none; {reason}");
+            terminal.WriteLine($"{kind.ToString().ToLowerInvariant()}: none; {reason}");
         }
 
         return ExitCode.Done;
     }
 
-    private static string[] Describe(DeviceInfo device) =>
+    private static string[] Describe(DeviceInfo device, bool isDefault) =>
     [
-        device.Kind.ToString(),
-        Format.Number(device.Index),
+        device.Id,
         device.Name,
         Format.Bytes(device.MemoryBytes),
         Format.Number(device.ComputeUnits),
         Format.Number(device.WarpSize),
         Format.Number(device.MaxGroupSize),
         Format.Bytes(device.SharedMemoryBytes),
-        device.IsUsable ? "yes" : "no",
+        isDefault ? "by default" : !device.IsUsable ? "no" : device.OnlyWhenAskedFor ? "only when asked for" : "as a fallback",
     ];
 
     private sealed record MissingKind(DeviceKind Kind, string Reason);

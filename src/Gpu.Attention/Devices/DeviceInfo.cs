@@ -25,6 +25,9 @@ public sealed record DeviceInfo
     /// <summary>Its place among the devices of its kind.</summary>
     public int Index { get; init; }
 
+    /// <summary>What <see cref="ComputeDevice.Open(string, ComputeDeviceOptions?)"/> takes for it: <c>cuda:0</c>, <c>cpu:0</c>, …</summary>
+    public string Id => $"{Kind.ToString().ToLowerInvariant()}:{Index}";
+
     /// <summary>Its name as its maker gives it.</summary>
     public required string Name { get; init; }
 

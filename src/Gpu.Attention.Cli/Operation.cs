@@ -1,0 +1,38 @@
+namespace Gpu.Attention.Cli;
+
+/// <summary>Linear or exact attention on one problem: commands treat both alike.</summary>
+internal sealed class Operation : IDisposable
+{
+    private readonly IDisposable _attention;
+    private readonly Func<long> _workspaceBytes;
+    private readonly Func<DeviceInfo> _lastDevice;
+    private readonly Func<IReadOnlyList<FallbackStep>> _fallbacks;
+
+    public Operation(LinearAttention attention, AttentionShape shape, Action forward)
+        : this(attention, forward, () => attention.WorkspaceBytes(shape), () => attention.LastDevice, () => attention.Fallbacks)
+    {
+    }
+
+    public Operation(SoftmaxAttention attention, AttentionShape shape, Action forward)
+        : this(attention, forward, () => attention.WorkspaceBytes(shape), () => attention.LastDevice, () => attention.Fallbacks)
+    {
+    }
+
+    private Operation(
+        IDisposable attention, Action forward, Func<long> workspaceBytes, Func<DeviceInfo> lastDevice, Func<IReadOnlyList<FallbackStep>> fallbacks) =>
+        (_attention, Forward, _workspaceBytes, _lastDevice, _fallbacks) = (attention, forward, workspaceBytes, lastDevice, fallbacks);
+
+    /// <summary>Computes the output.</summary>
+    public Action Forward { get; }
+
+    /// <summary>Scratch memory of a call.</summary>
+    public long WorkspaceBytes => _workspaceBytes();
+
+    /// <summary>The device that ran the last call.</summary>
+    public DeviceInfo LastDevice => _lastDevice();
+
+    /// <summary>Why it was not the device asked for, or that one in smaller segments than planned.</summary>
+    public IReadOnlyList<string> Fallbacks => [.. _fallbacks().Select(step => step.ToString().ReplaceLineEndings(" ").Trim())];
+
+    public void Dispose() => _attention.Dispose();
+}
