@@ -1,0 +1,3 @@
+using Gpu.Attention.Samples.Devices;
+
+return new DevicesRun(Console.Out).Run() ? 0 : 1;
