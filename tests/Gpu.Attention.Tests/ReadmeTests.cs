@@ -1,25 +1,30 @@
 namespace Gpu.Attention.Tests;
 
-/// <summary>The README's example is compiled from the README itself (see the project file) and runs.</summary>
+/// <summary>The README's examples are compiled from the README itself (see the project file) and run.</summary>
 [Collection(nameof(AllocationTests))]
-public sealed class ReadmeTests
+public sealed partial class ReadmeTests
 {
     [Fact]
-    public void The_example_runs_as_printed()
+    public void The_example_runs_as_printed() => Assert.Contains("because it is", Run(ReadmeExample.Run), StringComparison.Ordinal);
+
+    [Fact]
+    public void The_example_of_device_tensors_runs_as_printed() => Assert.Contains("bytes at most", Run(ReadmeDeviceTensors.Run), StringComparison.Ordinal);
+
+    private static string Run(Action example)
     {
         TextWriter console = Console.Out;
         using var written = new StringWriter();
         Console.SetOut(written);
         try
         {
-            ReadmeSnippet.Run();
+            example();
         }
         finally
         {
             Console.SetOut(console);
         }
 
-        Assert.Contains("because it is", written.ToString(), StringComparison.Ordinal);
         Assert.DoesNotContain("NaN", written.ToString(), StringComparison.Ordinal);
+        return written.ToString();
     }
 }
