@@ -29,6 +29,14 @@ public class UsageTests
     [InlineData(Attend + "--scale 1,5", "--scale")]
     [InlineData(Attend + "--compat torch", "lucidrains")]
     [InlineData(Attend + "--device tpu", "opencl")]
+    [InlineData(Attend + "--device cpu:", "cpu:")]
+    [InlineData(Attend + "--device cpu:first", "cpu:first")]
+    [InlineData(Attend + "--device cpu:7", "no device Cpu 7")]
+    [InlineData(Attend + "--memory-budget 0", "--memory-budget")]
+    [InlineData(Attend + "--memory-budget -1", "--memory-budget")]
+    [InlineData(Attend + "--memory-budget M", "'M'")]
+    [InlineData(Attend + "--memory-budget 1T", "512M")]
+    [InlineData(Attend + "--memory-budget 8589934592G", "--memory-budget")]
     [InlineData(Attend + "--key-lengths 1,,2", "--key-lengths")]
     [InlineData(Attend + "--key-lengths -1", "--key-lengths")]
     [InlineData(Attend + "--cu-seqlens 1,2", "--cu-seqlens")]
@@ -47,6 +55,8 @@ public class UsageTests
     [InlineData("bench --features favor+,best", "best")]
     [InlineData("bench --compare elu", "softmax")]
     [InlineData("bench --repeats 0", "--repeats")]
+    [InlineData("bench --device tpu", "simulator")]
+    [InlineData("bench --memory-budget 1.5G", "1.5G")]
     public void Run_BadUsage_ExitsWith2AndSaysWhat(string line, string fragment)
     {
         CommandRun run = CommandRun.OfLine(line);
@@ -88,7 +98,8 @@ public class UsageTests
     {
         CommandRun run = CommandRun.Of("devices");
         Assert.Equal((0, ""), (run.ExitCode, run.Error));
-        Assert.Contains("Cpu", run.Output);
+        Assert.Contains("cpu:0", run.Output);
+        Assert.Contains("by default", run.Output);
         Assert.DoesNotContain('\u001b', run.Output);
         Assert.DoesNotContain('│', run.Output);
     }
@@ -106,6 +117,8 @@ public class UsageTests
         Assert.True(host.GetProperty("memoryBytes").GetInt64() > 0);
         Assert.Equal(
             ["cpu", "cuda", "opencl", "simulator"], devices.Concat(missing).Select(d => d.GetProperty("kind").GetString()).Distinct().Order());
+        JsonElement chosen = Assert.Single(devices, d => d.GetProperty("id").GetString() == root.GetProperty("default").GetString());
+        Assert.True(chosen.GetProperty("isUsable").GetBoolean() && !chosen.GetProperty("onlyWhenAskedFor").GetBoolean());
         Assert.All(missing, m => Assert.NotEmpty(m.GetProperty("reason").GetString()!));
         Assert.All(devices, d => Assert.Equal(d.GetProperty("isUsable").GetBoolean(), d.GetProperty("refusal").ValueKind == JsonValueKind.Null));
     }

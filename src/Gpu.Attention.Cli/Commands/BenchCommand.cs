@@ -8,13 +8,17 @@ internal static class BenchCommand
 {
     private const int MaxLength = 1 << 27;
     private const int MaxSize = 1 << 20;
+    private static readonly int[] UsualLengths = [1024, 4096, 16384];
+
+    // A second for the longer one, at the other default sizes.
+    private static readonly int[] SimulatedLengths = [16, 64];
 
     public static Command Create(Terminal terminal)
     {
         Option<string[]> features = CommonOptions.Choices(
             "--features", "Feature maps to time, separated by commas; softmax is exact attention.", FeatureKind.All, FeatureKind.FavorPlus);
         Option<int[]?> lengths = CommonOptions.Numbers(
-            "--lengths", "Sequence lengths, separated by commas.", "1024,4096,16384", 1, MaxLength, [1024, 4096, 16384]);
+            "--lengths", "Sequence lengths, separated by commas.", string.Join(',', UsualLengths), 1, MaxLength, UsualLengths);
         Option<int> heads = Size("--heads", "Heads.", 8);
         Option<int> dimension = Size("--dim", "The size of a query, key or value row.", 64);
         Option<int> numFeatures = CommonOptions.NumFeatures();
@@ -35,15 +39,17 @@ internal static class BenchCommand
         command.SetAction((parsed, token) => Application.Guard(terminal, () =>
         {
             using ComputeDevice opened = device.Open(terminal, parsed);
+            int[] counts = parsed.GetValue(lengths)!;
             if (opened.Info.Kind == DeviceKind.Simulator)
             {
-                terminal.Note("note: the simulator shows that kernels are right, and nothing of how fast they are; it takes seconds for a few dozen tokens.");
+                terminal.Note("note: the simulator shows that kernels are right and nothing of how fast they are; thousands of tokens take it minutes.");
+                counts = parsed.IsGiven(lengths) ? counts : SimulatedLengths;
             }
 
             string[] names = parsed.GetValue(features)!;
             var plan = new Plan(
                 parsed.GetValue(compare) is { } other ? [.. names.Append(other).Distinct()] : names,
-                parsed.GetValue(lengths)!,
+                counts,
                 parsed.GetValue(batch),
                 parsed.GetValue(heads),
                 parsed.GetValue(dimension),
