@@ -55,15 +55,15 @@ internal sealed class DevicesRun(TextWriter output)
             try
             {
                 Outcome outcome = way.Run(device, problem);
-                (float largest, float rms) = Differences(outcome.Output, Reference(way, problem));
 
-                // The operator and its tensors are disposed of by now.
+                // The operator and its tensors are disposed of by now. Asked at once: a finaliser would hide what was forgotten.
                 long kept = device.MemoryUse.Live;
+                (float largest, float rms) = Differences(outcome.Output, Reference(way, problem));
                 string ranOn = outcome.RanOn.Id + (outcome.RanOn == info ? "" : ", fallback");
                 double milliseconds = outcome.SecondCall.TotalMilliseconds;
                 WriteRow(
                     way.Name, ranOn, $"{largest:0.0e+0}", $"{rms:0.0e+0}", $"{milliseconds:0.00} ms", $"{problem.Shape.QueryLength / milliseconds * 1e3:#,##0}",
-                    $"{kept} B");
+                    $"{kept:#,##0} B");
                 reasons.UnionWith(outcome.Fallbacks.Select(step => step.ToString()));
 
                 // Written so that NaN is wrong.
@@ -120,5 +120,5 @@ internal sealed class DevicesRun(TextWriter output)
     }
 
     private void WriteRow(string way, string ranOn, string largest, string rms, string time, string tokensPerSecond, string kept) =>
-        output.WriteLine($"  {way,-27}{ranOn,-18}{largest,8}{rms,9}{time,12}{tokensPerSecond,13}{kept,6}");
+        output.WriteLine($"  {way,-27}{ranOn,-18}{largest,8}{rms,9}{time,12}{tokensPerSecond,13}{kept,12}");
 }
