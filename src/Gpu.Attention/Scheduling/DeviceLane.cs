@@ -214,7 +214,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
             {
                 long budget = _budget;
                 _budget = FullBudget;
-                throw new DeviceOutOfMemoryException($"{problem.Shape} takes at least {smallest} bytes on {Info}, where {budget} may be used");
+                throw new DeviceOutOfMemoryException($"{problem.Shape} takes at least {smallest} bytes, where {budget} may be used");
             }
 
             _problem = problem;
