@@ -1,4 +1,4 @@
-using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using ILGPU;
 using ILGPU.Runtime;
 using ILGPU.Runtime.Cuda;
@@ -69,7 +69,11 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
 
         public override long LiveBytes => _engine.LiveBytes;
 
-        public override StagingMemory AllocateStaging(int floats) => new Staging(_accelerator.AllocatePageLocked1D<float>(floats));
+        public override StagingMemory AllocateStaging(int floats)
+        {
+            _accelerator.Bind();
+            return new Staging(_accelerator, floats);
+        }
 
         public override unsafe void Upload(StagingMemory source, int first, object target, long offset, int floats)
         {
@@ -111,11 +115,39 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
             ((MemoryBuffer)allocation).AsArrayView<float>(offset / sizeof(float), floats);
     }
 
-    private sealed unsafe class Staging(PageLockedArray1D<float> array) : StagingMemory
+    /// <summary>Whole pages of its own: a driver locks pages, and refuses to lock one twice.</summary>
+    private sealed unsafe class Staging : StagingMemory
     {
-        // ILGPU pins the array.
-        public override float* Pointer => (float*)Unsafe.AsPointer(ref array.Span[0]);
+        private readonly PageLockScope<float>? _lock;
+        private float* _pointer;
 
-        public override void Dispose() => array.Dispose();
+        public Staging(Accelerator accelerator, int floats)
+        {
+            nuint page = (nuint)Environment.SystemPageSize;
+            nuint bytes = ((nuint)floats * sizeof(float)) + page - 1;
+            bytes -= bytes % page;
+            _pointer = (float*)NativeMemory.AlignedAlloc(bytes, page);
+            try
+            {
+                _lock = accelerator.CreatePageLockFromPinned<float>((nint)_pointer, (long)(bytes / sizeof(float)));
+            }
+            catch (Exception e) when (e is AcceleratorException or NotSupportedException)
+            {
+                // Copies work all the same, if more slowly.
+                System.Diagnostics.Trace.TraceWarning($"{accelerator.Name} cannot lock pages: {e.Message}");
+            }
+        }
+
+        public override float* Pointer => _pointer;
+
+        public override void Dispose()
+        {
+            if (_pointer is not null)
+            {
+                _lock?.Dispose();
+                NativeMemory.AlignedFree(_pointer);
+                _pointer = null;
+            }
+        }
     }
 }
