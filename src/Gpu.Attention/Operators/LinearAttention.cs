@@ -117,6 +117,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     {
         AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
         _executor.ForwardInPlace(Problem(shape, false, false), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
+        DeviceTensor.KeepAlive(query, key, value, output);
     }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>

@@ -82,6 +82,7 @@ public sealed unsafe partial class SoftmaxAttention : IDisposable
     {
         AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
         _executor.ForwardInPlace(Problem(shape), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
+        DeviceTensor.KeepAlive(query, key, value, output);
     }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>

@@ -7,7 +7,7 @@ namespace Gpu.Attention;
 /// </summary>
 internal sealed partial class Executor : IDisposable
 {
-    /// <summary>Steps that are remembered; a device that fails does so in few ways.</summary>
+    /// <summary>Steps that are remembered; a device that fails does so in few ways, but each size may be too large in its own words.</summary>
     private const int MaxSteps = 32;
 
     private readonly DeviceLane[] _lanes;
@@ -134,8 +134,9 @@ internal sealed partial class Executor : IDisposable
     }
 
     // Failures of the host's own engine are the caller's, or bugs: there is nothing to fall back to.
-    private static bool IsOfDevice(DeviceLane lane, Exception e) =>
-        lane.IsHost ? e is UnsupportedProblemException : e is not OutOfMemoryException;
+    private bool IsOfDevice(DeviceLane lane, Exception e) => lane.IsHost
+        ? e is UnsupportedProblemException
+        : e is not OutOfMemoryException && !(e is ObjectDisposedException && (_disposed || Device.IsDisposed));
 
     private static void RequireSupport(DeviceLane lane, AttentionProblem problem)
     {
@@ -177,22 +178,22 @@ internal sealed partial class Executor : IDisposable
 
     private static void GiveUpIfBroken(DeviceLane lane, Exception e)
     {
-        if (e is not (UnsupportedProblemException or DeviceOutOfMemoryException))
+        if (e is not UnsupportedProblemException && !lane.IsOutOfMemory(e))
         {
             lane.Fail(e.Message);
         }
     }
 
-    /// <summary>Keeps a reason; false when it is known already, and need not be logged again.</summary>
+    /// <summary>Keeps a reason, in place of the oldest if there are many; false when it is known already, and need not be logged again.</summary>
     private bool Remember(DeviceLane lane, string reason)
     {
         var step = new FallbackStep(lane.Info, reason);
-        if (_steps.Length == MaxSteps || _steps.Contains(step))
+        if (_steps.Contains(step))
         {
             return false;
         }
 
-        _steps = [.. _steps, step];
+        _steps = [.. _steps.TakeLast(MaxSteps - 1), step];
         return true;
     }
 
