@@ -58,18 +58,39 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         {
             _accelerator = runtime.Accelerator;
             _accelerator.Bind();
-            _upload = _accelerator.CreateStream();
-            _download = _accelerator.CreateStream();
-            _ownsCompute = runtime.ComputeStream is null;
-            _compute = runtime.ComputeStream ?? _accelerator.CreateStream();
-            _engine = new IlgpuEngine(_accelerator, new IlgpuEngineOptions { Stream = _compute });
+            var streams = new List<AcceleratorStream>();
+            try
+            {
+                _upload = Create();
+                _download = Create();
+                _ownsCompute = runtime.ComputeStream is null;
+                _compute = runtime.ComputeStream ?? Create();
+                _engine = new IlgpuEngine(_accelerator, new IlgpuEngineOptions { Stream = _compute });
+            }
+            catch
+            {
+                streams.ForEach(stream => Ignore(stream.Dispose));
+                throw;
+            }
+
+            AcceleratorStream Create()
+            {
+                AcceleratorStream stream = _accelerator.CreateStream();
+                streams.Add(stream);
+                return stream;
+            }
         }
 
         public override IAttentionEngine Engine => _engine;
 
         public override long LiveBytes => _engine.LiveBytes;
 
-        public override StagingMemory AllocateStaging(int floats) => new Staging(_accelerator.AllocatePageLocked1D<float>(floats));
+        public override StagingMemory AllocateStaging(int floats)
+        {
+            // ILGPU locks pages in whatever context the thread has.
+            _accelerator.Bind();
+            return new Staging(_accelerator.AllocatePageLocked1D<float>(floats));
+        }
 
         public override unsafe void Upload(StagingMemory source, int first, object target, long offset, int floats)
         {
@@ -98,12 +119,12 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         protected override void DisposeCore()
         {
             _accelerator.Bind();
-            _engine.Dispose();
-            _upload.Dispose();
-            _download.Dispose();
+            Ignore(_engine.Dispose);
+            Ignore(_upload.Dispose);
+            Ignore(_download.Dispose);
             if (_ownsCompute)
             {
-                _compute.Dispose();
+                Ignore(_compute.Dispose);
             }
         }
 
