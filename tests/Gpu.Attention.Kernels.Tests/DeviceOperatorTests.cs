@@ -148,6 +148,20 @@ public abstract class DeviceOperatorTests : IDisposable
         }
     }
 
+    // A driver takes the address that it had, and the process or the context ends.
+    [Fact]
+    public void A_view_of_freed_memory_is_refused()
+    {
+        var shape = new AttentionShape(1, 4, 1, 2);
+        using LinearAttention attention = Linear("elu", shape, true, null);
+        using MemoryBuffer1D<float, Stride1D.Dense> buffer = _accelerator.Allocate1D<float>(24);
+        MemoryBuffer1D<float, Stride1D.Dense> freed = _accelerator.Allocate1D<float>(8);
+        ArrayView<float> view = freed.View.BaseView;
+        freed.Dispose();
+        ArrayView<float> all = buffer.View.BaseView;
+        Assert.Equal("key", Assert.Throws<ObjectDisposedException>(() => attention.Forward(shape, all.SubView(0, 8), view, all.SubView(8, 8), all.SubView(16, 8))).ObjectName);
+    }
+
     [Fact]
     public void A_stream_of_another_accelerator_is_refused()
     {
