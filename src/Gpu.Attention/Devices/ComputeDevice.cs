@@ -221,7 +221,7 @@ public sealed partial class ComputeDevice : IDisposable
             {
                 // What is under way reads or writes staging memory and the tensor.
                 _session?.Quiesce();
-                throw e is OutOfMemoryException ? e : new DeviceException(Info, $"{Info} failed to copy a tensor: {e.Message}", e);
+                throw e is OutOfMemoryException ? e : new DeviceException(Info, $"{Info} failed to copy a tensor: {runtime.Describe(e)}", e);
             }
         }
 

@@ -112,6 +112,10 @@ internal abstract class DeviceRuntime
         }
     }
 
+    /// <summary>What a driver's or a compiler's exception says.</summary>
+    /// <param name="exception">What the engine, a copy or an allocation threw.</param>
+    public virtual string Describe(Exception exception) => exception.Message;
+
     protected abstract DeviceSession CreateSession();
 
     internal void Remove(DeviceSession session)

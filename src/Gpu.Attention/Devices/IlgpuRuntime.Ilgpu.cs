@@ -22,13 +22,14 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
     {
         try
         {
-            accelerator.Bind();
+            Bind();
+
             // Of the type that kernels and copies see it as: ILGPU makes no other views of a buffer.
             return accelerator.Allocate1D<float>(bytes / sizeof(float));
         }
         catch (Exception e) when (IsOutOfMemory(e) || e is OutOfMemoryException)
         {
-            throw new DeviceOutOfMemoryException($"{Info.Name} has not {bytes} bytes left ({e.Message})", e);
+            throw new DeviceOutOfMemoryException($"{Info.Name} has not {bytes} bytes left ({Describe(e)})", e);
         }
     }
 
@@ -42,10 +43,28 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         _ => base.IsOutOfMemory(exception),
     };
 
+    public override string Describe(Exception exception) => Describe(exception, null);
+
     protected override DeviceSession CreateSession() => new Session(this);
+
+    // ILGPU's exceptions for OpenCL have a code and no message, and its compiler's say little but in what they wrap.
+    private static string Describe(Exception exception, string? outer) => exception switch
+    {
+        CLException cl => $"{outer}{cl.Error}",
+        { InnerException: { } inner } => Describe(inner, $"{outer}{exception.Message}: "),
+        _ => outer + exception.Message,
+    };
+
+    // Of a disposed accelerator ILGPU would only say that it found a null.
+    private void Bind()
+    {
+        ObjectDisposedException.ThrowIf(accelerator.IsDisposed, accelerator);
+        accelerator.Bind();
+    }
 
     private sealed class Session : DeviceSession
     {
+        private readonly IlgpuRuntime _runtime;
         private readonly Accelerator _accelerator;
         private readonly AcceleratorStream _upload;
         private readonly AcceleratorStream _compute;
@@ -56,8 +75,9 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         public Session(IlgpuRuntime runtime)
             : base(runtime)
         {
+            _runtime = runtime;
             _accelerator = runtime.Accelerator;
-            _accelerator.Bind();
+            _runtime.Bind();
             var streams = new List<AcceleratorStream>();
             try
             {
@@ -88,25 +108,25 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         public override StagingMemory AllocateStaging(int floats)
         {
             // ILGPU locks pages in whatever context the thread has.
-            _accelerator.Bind();
+            _runtime.Bind();
             return new Staging(_accelerator.AllocatePageLocked1D<float>(floats));
         }
 
         public override unsafe void Upload(StagingMemory source, int first, object target, long offset, int floats)
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             View(target, offset, floats).CopyFromCPUUnsafeAsync(_upload, ref source.Pointer[first], floats);
         }
 
         public override unsafe void Download(object source, long offset, StagingMemory target, int first, int floats)
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             View(source, offset, floats).CopyToCPUUnsafeAsync(_download, ref target.Pointer[first], floats);
         }
 
         public override void Wait(DeviceQueue queue)
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             (queue switch { DeviceQueue.Upload => _upload, DeviceQueue.Compute => _compute, _ => _download }).Synchronize();
 
             // ILGPU 1.5.3 puts copies on the default stream, whichever was asked for, in this mode.
@@ -118,7 +138,7 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
 
         protected override void DisposeCore()
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             Ignore(_engine.Dispose);
             Ignore(_upload.Dispose);
             Ignore(_download.Dispose);

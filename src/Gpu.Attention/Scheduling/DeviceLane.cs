@@ -83,7 +83,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
                     _budget = budget;
                 }
 
-                onSmaller(this, $"{e.Message}; trying with {budget} bytes");
+                onSmaller(this, $"{Describe(e)}; trying with {budget} bytes");
             }
         }
     }
@@ -126,6 +126,10 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
     /// <summary>True for an exception by which the device, or its pool, says that its memory does not suffice.</summary>
     /// <param name="exception">What a call threw.</param>
     public bool IsOutOfMemory(Exception exception) => exception is DeviceOutOfMemoryException || _runtime?.IsOutOfMemory(exception) == true;
+
+    /// <summary>What an exception of the device says.</summary>
+    /// <param name="exception">What a call threw.</param>
+    public string Describe(Exception exception) => _runtime?.Describe(exception) ?? exception.Message;
 
     /// <summary>Frees everything.</summary>
     public void Dispose()

@@ -66,11 +66,6 @@ internal sealed partial class Executor : IDisposable
         }
     }
 
-    /// <summary>Throws what a call of the problem would throw before it did any work.</summary>
-    /// <exception cref="NotSupportedException">No device that may run the problem can.</exception>
-    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Check(AttentionProblem problem) => _ = WorkspaceBytes(problem);
-
     /// <summary>Runs a problem on host memory.</summary>
     public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
     {
@@ -155,7 +150,7 @@ internal sealed partial class Executor : IDisposable
             return new NotSupportedException(e.Message);
         }
 
-        return new DeviceException(lane.Info, $"{lane.Info} failed: {e.Message}", e);
+        return new DeviceException(lane.Info, $"{lane.Info} failed: {lane.Describe(e)}", e);
     }
 
     private bool HasNext(int index) => index + 1 < _lanes.Length && Device.Options.AllowFallback;
@@ -170,9 +165,10 @@ internal sealed partial class Executor : IDisposable
             throw Final(lane, e);
         }
 
-        if (Remember(lane, e.Message))
+        string reason = lane.Describe(e);
+        if (Remember(lane, reason))
         {
-            LogFallback(Device.Logger, lane.Info, e.Message, _lanes[index + 1].Info, e is UnsupportedProblemException ? null : e);
+            LogFallback(Device.Logger, lane.Info, reason, _lanes[index + 1].Info, e is UnsupportedProblemException ? null : e);
         }
     }
 
@@ -180,7 +176,7 @@ internal sealed partial class Executor : IDisposable
     {
         if (e is not UnsupportedProblemException && !lane.IsOutOfMemory(e))
         {
-            lane.Fail(e.Message);
+            lane.Fail(lane.Describe(e));
         }
     }
 
