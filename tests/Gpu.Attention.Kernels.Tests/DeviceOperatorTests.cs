@@ -4,6 +4,7 @@ using Gpu.Attention.TestKit;
 using Gpu.Attention.Tests;
 using ILGPU;
 using ILGPU.Runtime;
+using ILGPU.Runtime.OpenCL;
 
 namespace Gpu.Attention.Kernels.Tests;
 
@@ -148,6 +149,20 @@ public abstract class DeviceOperatorTests : IDisposable
         }
     }
 
+    // A driver takes the address that it had, and the process or the context ends.
+    [Fact]
+    public void A_view_of_freed_memory_is_refused()
+    {
+        var shape = new AttentionShape(1, 4, 1, 2);
+        using LinearAttention attention = Linear("elu", shape, true, null);
+        using MemoryBuffer1D<float, Stride1D.Dense> buffer = _accelerator.Allocate1D<float>(24);
+        MemoryBuffer1D<float, Stride1D.Dense> freed = _accelerator.Allocate1D<float>(8);
+        ArrayView<float> view = freed.View.BaseView;
+        freed.Dispose();
+        ArrayView<float> all = buffer.View.BaseView;
+        Assert.Equal("key", Assert.Throws<ObjectDisposedException>(() => attention.Forward(shape, all.SubView(0, 8), view, all.SubView(8, 8), all.SubView(16, 8))).ObjectName);
+    }
+
     [Fact]
     public void A_stream_of_another_accelerator_is_refused()
     {
@@ -224,6 +239,38 @@ public sealed class SimulatedOperatorTests() : DeviceOperatorTests(TestAccelerat
         using ComputeDevice again = ComputeDevice.Open(DeviceKind.Simulator);
         using DeviceTensor tensor = DeviceTensor.Allocate(again, 3);
         Assert.Equal(256, again.MemoryUse.Live);
+    }
+
+    [Fact]
+    public void An_accelerator_that_is_gone_hands_over_to_the_host_and_says_so()
+    {
+        Accelerator accelerator = TestAccelerators.OpenSimulator(2, 2);
+        ComputeDevice device = ComputeDevice.FromAccelerator(accelerator);
+        var attention = new LinearAttention(device, FeatureMap.EluPlusOne);
+        var shape = new AttentionShape(1, 3, 1, 2);
+        float[] output = new float[6];
+        attention.Forward(shape, new float[6], new float[6], [1, 2, 1, 2, 1, 2], output);
+        DeviceTensor tensor = DeviceTensor.Allocate(device, 3);
+        accelerator.Dispose();
+        attention.Forward(shape, new float[6], new float[6], [1, 2, 1, 2, 1, 2], output);
+        Assert.Equal([1, 2, 1, 2, 1, 2], output);
+        Assert.Contains("disposed", Assert.Single(attention.Fallbacks).Reason, StringComparison.Ordinal);
+        Assert.Contains("disposed", Assert.Throws<DeviceException>(() => tensor.Upload([1, 2, 3])).Message, StringComparison.Ordinal);
+        tensor.Dispose();
+        attention.Dispose();
+        device.Dispose();
+        Assert.Equal((0, 0), (device.MemoryUse.Live, device.MemoryUse.Held));
+    }
+
+    [Fact]
+    public void A_driver_s_code_is_named_where_its_exception_has_no_message()
+    {
+        using Accelerator accelerator = TestAccelerators.OpenSimulator(2, 2);
+        var runtime = new IlgpuRuntime(new DeviceInfo { Kind = DeviceKind.OpenCL, Name = "a test" }, accelerator, null);
+        var exception = new CLException(CLError.CL_BUILD_PROGRAM_FAILURE);
+        Assert.Equal(nameof(CLError.CL_BUILD_PROGRAM_FAILURE), runtime.Describe(exception));
+        Assert.Equal($"not compiled: {nameof(CLError.CL_BUILD_PROGRAM_FAILURE)}", runtime.Describe(new InvalidOperationException("not compiled", exception)));
+        Assert.Equal("it burns", runtime.Describe(new InvalidOperationException("it burns")));
     }
 
     // Kernels need groups of four threads at least.

@@ -17,7 +17,7 @@ internal static class PtxCode
         from causal in new[] { false, true }
         from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal)!.Methods)
             .Concat(SoftmaxEntryPoints.For(tiling, causal).Methods)
-        select method).Append(new Action<ScaleArguments>(ScaleKernel.Run).Method).DistinctBy(NameOf).ToDictionary(NameOf);
+        select method).DistinctBy(NameOf).ToDictionary(NameOf);
 
     /// <summary>Compiles a kernel.</summary>
     public static string Compile(MethodInfo method, CudaArchitecture architecture, CudaInstructionSet instructionSet)

@@ -36,7 +36,16 @@ internal sealed class UploadedForm : IDisposable
         int preOffset = Append(form.PreOffset, parts, ref next);
         int linear = Append(form.Linear, parts, ref next);
         _buffer = accelerator.Allocate1D<float>(parts.Length);
-        _buffer.View.BaseView.CopyFromCPU(stream, parts);
+        try
+        {
+            _buffer.View.BaseView.CopyFromCPU(stream, parts);
+        }
+        catch
+        {
+            _buffer.Dispose();
+            throw;
+        }
+
         View = new DeviceForm
         {
             Elements = _buffer.View.BaseView,

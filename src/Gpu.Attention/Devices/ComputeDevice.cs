@@ -151,9 +151,14 @@ public sealed partial class ComputeDevice : IDisposable
             if (!_disposed)
             {
                 _disposed = true;
-                _uploads?.Dispose();
-                _downloads?.Dispose();
-                _session?.Dispose();
+                if (_session is { } session)
+                {
+                    session.Quiesce();
+                    DeviceRuntime.Ignore(() => _uploads?.Dispose());
+                    DeviceRuntime.Ignore(() => _downloads?.Dispose());
+                    DeviceRuntime.Ignore(session.Dispose);
+                }
+
                 Array.ForEach(_candidates, candidate => candidate.Dispose());
             }
         }
@@ -161,6 +166,8 @@ public sealed partial class ComputeDevice : IDisposable
 
     /// <inheritdoc/>
     public override string ToString() => Info.ToString();
+
+    internal bool IsDisposed => _disposed;
 
     internal void ThrowIfDisposed() => ObjectDisposedException.ThrowIf(_disposed, this);
 
@@ -173,7 +180,7 @@ public sealed partial class ComputeDevice : IDisposable
         {
             return _candidates[0].Open();
         }
-        catch (Exception e) when (e is not OutOfMemoryException)
+        catch (Exception e) when (e is not OutOfMemoryException && !_disposed)
         {
             throw new DeviceException(Info, $"{Info} cannot be opened: {e.Message}", e);
         }
@@ -188,6 +195,7 @@ public sealed partial class ComputeDevice : IDisposable
         {
             float* pointer = region.HostPointer;
             Buffer.MemoryCopy(toDevice ? host : pointer, toDevice ? pointer : host, floats * sizeof(float), floats * sizeof(float));
+            GC.KeepAlive(tensor);
             return;
         }
 
@@ -209,11 +217,16 @@ public sealed partial class ComputeDevice : IDisposable
                 {
                 }
             }
-            catch (Exception e) when (e is not OutOfMemoryException)
+            catch (Exception e)
             {
-                throw new DeviceException(Info, $"{Info} failed to copy a tensor: {e.Message}", e);
+                // What is under way reads or writes staging memory and the tensor.
+                _session?.Quiesce();
+                throw e is OutOfMemoryException ? e : new DeviceException(Info, $"{Info} failed to copy a tensor: {runtime.Describe(e)}", e);
             }
         }
+
+        // Its finaliser gives the memory back.
+        GC.KeepAlive(tensor);
     }
 
     private static ComputeDevice OpenOne(DeviceInfo info, string reason, ComputeDeviceOptions? options) =>

@@ -7,6 +7,7 @@ internal sealed class DeviceCandidate(DeviceInfo info, Func<DeviceRuntime> open)
 {
     private readonly Lock _lock = new();
     private volatile DeviceRuntime? _runtime;
+    private bool _disposed;
 
     /// <summary>What is known of the device.</summary>
     public DeviceInfo Info => info;
@@ -15,10 +16,12 @@ internal sealed class DeviceCandidate(DeviceInfo info, Func<DeviceRuntime> open)
     public DeviceRuntime? Runtime => _runtime;
 
     /// <summary>The device; throws what keeps it from being opened.</summary>
+    /// <exception cref="ObjectDisposedException">It was let go.</exception>
     public DeviceRuntime Open()
     {
         lock (_lock)
         {
+            ObjectDisposedException.ThrowIf(_disposed, this);
             if (_runtime is null)
             {
                 DeviceRuntime runtime = open();
@@ -31,5 +34,15 @@ internal sealed class DeviceCandidate(DeviceInfo info, Func<DeviceRuntime> open)
     }
 
     /// <summary>Lets go of the device.</summary>
-    public void Dispose() => _runtime?.Release();
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            if (!_disposed)
+            {
+                _disposed = true;
+                _runtime?.Release();
+            }
+        }
+    }
 }

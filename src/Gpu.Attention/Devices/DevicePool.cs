@@ -85,14 +85,19 @@ internal sealed class DevicePool(DeviceRuntime runtime)
                 DeviceBlock block = _free[^1];
                 _free.RemoveAt(_free.Count - 1);
                 HeldBytes -= block.Bytes;
-                runtime.Free(block.Allocation);
+                DeviceRuntime.Ignore(() => runtime.Free(block.Allocation));
             }
         }
     }
 
     private DeviceBlock Allocate(long bytes)
     {
-        long rounded = checked(Math.Max(1, (bytes + SegmentLayout.Alignment - 1) / SegmentLayout.Alignment) * SegmentLayout.Alignment);
+        if (bytes > long.MaxValue - SegmentLayout.Alignment)
+        {
+            throw new DeviceOutOfMemoryException($"{bytes} bytes are more than any device has");
+        }
+
+        long rounded = Math.Max(1, (bytes + SegmentLayout.Alignment - 1) / SegmentLayout.Alignment) * SegmentLayout.Alignment;
         try
         {
             return new DeviceBlock(runtime.Allocate(rounded), rounded);

@@ -95,6 +95,27 @@ internal abstract class DeviceRuntime
     /// <param name="exception">What the engine, a copy or an allocation threw.</param>
     public virtual bool IsOutOfMemory(Exception exception) => exception is DeviceOutOfMemoryException;
 
+    /// <summary>
+    /// Gives something back to a device. One that failed fails again at whatever it is asked: that is known by then, and must neither hide the first
+    /// cause nor end a finaliser.
+    /// </summary>
+    /// <param name="action">What to do.</param>
+    public static void Ignore(Action action)
+    {
+        try
+        {
+            action();
+        }
+        catch (Exception e) when (e is not OutOfMemoryException)
+        {
+            System.Diagnostics.Trace.TraceWarning($"A device that is given up: {e.Message}");
+        }
+    }
+
+    /// <summary>What a driver's or a compiler's exception says.</summary>
+    /// <param name="exception">What the engine, a copy or an allocation threw.</param>
+    public virtual string Describe(Exception exception) => exception.Message;
+
     protected abstract DeviceSession CreateSession();
 
     internal void Remove(DeviceSession session)
@@ -138,6 +159,15 @@ internal abstract class DeviceSession(DeviceRuntime runtime) : IDisposable
     /// <summary>Waits until a queue is empty.</summary>
     /// <param name="queue">The queue.</param>
     public abstract void Wait(DeviceQueue queue);
+
+    /// <summary>Waits until every queue is empty, or its device has failed.</summary>
+    public void Quiesce()
+    {
+        foreach (DeviceQueue queue in Enum.GetValues<DeviceQueue>())
+        {
+            DeviceRuntime.Ignore(() => Wait(queue));
+        }
+    }
 
     /// <summary>Frees the engine's memory.</summary>
     public void Dispose()

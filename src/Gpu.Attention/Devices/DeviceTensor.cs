@@ -152,6 +152,15 @@ public sealed unsafe class DeviceTensor : IDisposable
     /// <inheritdoc/>
     public override string ToString() => $"[{string.Join(", ", _lengths)}] on {Device}";
 
+    /// <summary>Keeps finalisers from giving memory back that is still worked on: to be called after the work.</summary>
+    internal static void KeepAlive(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    {
+        GC.KeepAlive(query);
+        GC.KeepAlive(key);
+        GC.KeepAlive(value);
+        GC.KeepAlive(output);
+    }
+
     private void Return()
     {
         if (Interlocked.Exchange(ref _block, null) is { } block)

@@ -22,17 +22,27 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
     {
         try
         {
-            accelerator.Bind();
+            Bind();
+
             // Of the type that kernels and copies see it as: ILGPU makes no other views of a buffer.
             return accelerator.Allocate1D<float>(bytes / sizeof(float));
         }
         catch (Exception e) when (IsOutOfMemory(e) || e is OutOfMemoryException)
         {
-            throw new DeviceOutOfMemoryException($"{Info.Name} has not {bytes} bytes left ({e.Message})", e);
+            throw new DeviceOutOfMemoryException($"{Info.Name} has not {bytes} bytes left ({Describe(e)})", e);
         }
     }
 
-    public override void Free(object allocation) => ((MemoryBuffer)allocation).Dispose();
+    public override void Free(object allocation)
+    {
+        // Of a disposed accelerator the memory is gone already.
+        if (!accelerator.IsDisposed)
+        {
+            accelerator.Bind();
+        }
+
+        ((MemoryBuffer)allocation).Dispose();
+    }
 
     public override bool IsOutOfMemory(Exception exception) => exception switch
     {
@@ -42,10 +52,28 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         _ => base.IsOutOfMemory(exception),
     };
 
+    public override string Describe(Exception exception) => Describe(exception, null);
+
     protected override DeviceSession CreateSession() => new Session(this);
+
+    // ILGPU's exceptions for OpenCL have a code and no message, and its compiler's say little but in what they wrap.
+    private static string Describe(Exception exception, string? outer) => exception switch
+    {
+        CLException cl => $"{outer}{cl.Error}",
+        { InnerException: { } inner } => Describe(inner, $"{outer}{exception.Message}: "),
+        _ => outer + exception.Message,
+    };
+
+    // Of a disposed accelerator ILGPU would only say that it found a null.
+    private void Bind()
+    {
+        ObjectDisposedException.ThrowIf(accelerator.IsDisposed, accelerator);
+        accelerator.Bind();
+    }
 
     private sealed class Session : DeviceSession
     {
+        private readonly IlgpuRuntime _runtime;
         private readonly Accelerator _accelerator;
         private readonly AcceleratorStream _upload;
         private readonly AcceleratorStream _compute;
@@ -56,13 +84,30 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
         public Session(IlgpuRuntime runtime)
             : base(runtime)
         {
+            _runtime = runtime;
             _accelerator = runtime.Accelerator;
-            _accelerator.Bind();
-            _upload = _accelerator.CreateStream();
-            _download = _accelerator.CreateStream();
-            _ownsCompute = runtime.ComputeStream is null;
-            _compute = runtime.ComputeStream ?? _accelerator.CreateStream();
-            _engine = new IlgpuEngine(_accelerator, new IlgpuEngineOptions { Stream = _compute });
+            _runtime.Bind();
+            var streams = new List<AcceleratorStream>();
+            try
+            {
+                _upload = Create();
+                _download = Create();
+                _ownsCompute = runtime.ComputeStream is null;
+                _compute = runtime.ComputeStream ?? Create();
+                _engine = new IlgpuEngine(_accelerator, new IlgpuEngineOptions { Stream = _compute });
+            }
+            catch
+            {
+                streams.ForEach(stream => Ignore(stream.Dispose));
+                throw;
+            }
+
+            AcceleratorStream Create()
+            {
+                AcceleratorStream stream = _accelerator.CreateStream();
+                streams.Add(stream);
+                return stream;
+            }
         }
 
         public override IAttentionEngine Engine => _engine;
@@ -71,25 +116,26 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
 
         public override StagingMemory AllocateStaging(int floats)
         {
-            _accelerator.Bind();
+            // ILGPU locks pages in whatever context the thread has.
+            _runtime.Bind();
             return new Staging(_accelerator, floats);
         }
 
         public override unsafe void Upload(StagingMemory source, int first, object target, long offset, int floats)
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             View(target, offset, floats).CopyFromCPUUnsafeAsync(_upload, ref source.Pointer[first], floats);
         }
 
         public override unsafe void Download(object source, long offset, StagingMemory target, int first, int floats)
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             View(source, offset, floats).CopyToCPUUnsafeAsync(_download, ref target.Pointer[first], floats);
         }
 
         public override void Wait(DeviceQueue queue)
         {
-            _accelerator.Bind();
+            _runtime.Bind();
             (queue switch { DeviceQueue.Upload => _upload, DeviceQueue.Compute => _compute, _ => _download }).Synchronize();
 
             // ILGPU 1.5.3 puts copies on the default stream, whichever was asked for, in this mode.
@@ -101,13 +147,13 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
 
         protected override void DisposeCore()
         {
-            _accelerator.Bind();
-            _engine.Dispose();
-            _upload.Dispose();
-            _download.Dispose();
+            _runtime.Bind();
+            Ignore(_engine.Dispose);
+            Ignore(_upload.Dispose);
+            Ignore(_download.Dispose);
             if (_ownsCompute)
             {
-                _compute.Dispose();
+                Ignore(_compute.Dispose);
             }
         }
 

@@ -90,6 +90,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not overlap an input.</param>
     /// <exception cref="ArgumentException">A rank, size or stride is wrong, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
         in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
@@ -117,6 +118,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     {
         AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
         _executor.ForwardInPlace(Problem(shape, false, false), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
+        DeviceTensor.KeepAlive(query, key, value, output);
     }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>
@@ -127,6 +129,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <param name="output">Receives the outputs, <c>B·T·H·Dv</c> elements; may not overlap an input.</param>
     /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
         AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output) =>
@@ -142,6 +145,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <param name="finalState">Receives what they have seen after; null when not wanted. May be <paramref name="initialState"/>.</param>
     /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input, or a state does not fit.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public void Forward(
         AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output,
@@ -174,6 +178,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public long WorkspaceBytes(AttentionShape shape) => _executor.WorkspaceBytes(Problem(shape, false, false));
 

@@ -17,7 +17,7 @@ public sealed unsafe partial class SoftmaxAttention
     /// <exception cref="ArgumentException">A length is wrong, a view lies elsewhere, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why. No other takes over.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
-    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    /// <exception cref="ObjectDisposedException">A view's memory, the operator or its device is disposed.</exception>
     public void Forward(AttentionShape shape, ArrayView<float> query, ArrayView<float> key, ArrayView<float> value, ArrayView<float> output) =>
         _executor.ForwardInPlace(Problem(shape), ViewBuffers.Of(Device, shape, query, key, value, output), wait: false);
 }

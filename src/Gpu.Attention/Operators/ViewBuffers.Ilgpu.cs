@@ -28,6 +28,11 @@ internal static class ViewBuffers
         }
 
         MemoryBuffer buffer = ((IArrayView)view).Buffer;
+        if (buffer.IsDisposed)
+        {
+            throw new ObjectDisposedException(name, $"The memory of the view {name} was freed.");
+        }
+
         return accelerator is not null && buffer.Accelerator == accelerator
             ? new MemoryRegion(buffer, checked((nint)((IContiguousArrayView)view).IndexInBytes), view.Length)
             : throw new ArgumentException($"The view {name} is memory of {buffer.Accelerator?.Name ?? "the host"}, not of the operator's device, {device}.", name);

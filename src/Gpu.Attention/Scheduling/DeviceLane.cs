@@ -21,6 +21,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
 
     // A device that could not be opened, or failed, is not asked again.
     private string? _failure;
+    private bool _disposed;
 
     /// <summary>What is known of the device.</summary>
     public DeviceInfo Info => candidate.Info;
@@ -35,6 +36,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         {
             lock (_lock)
             {
+                ObjectDisposedException.ThrowIf(_disposed, this);
                 return (_session ??= Open()).Engine;
             }
         }
@@ -72,7 +74,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
                 Run(problem, plan, host);
                 return;
             }
-            catch (Exception e) when (_runtime!.IsOutOfMemory(e))
+            catch (Exception e) when (IsOutOfMemory(e))
             {
                 long budget = plan.Layout.TotalBytes / 2;
                 lock (_lock)
@@ -81,7 +83,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
                     _budget = budget;
                 }
 
-                onSmaller(this, $"{e.Message}; trying with {budget} bytes");
+                onSmaller(this, $"{Describe(e)}; trying with {budget} bytes");
             }
         }
     }
@@ -121,8 +123,24 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         Release();
     }
 
+    /// <summary>True for an exception by which the device, or its pool, says that its memory does not suffice.</summary>
+    /// <param name="exception">What a call threw.</param>
+    public bool IsOutOfMemory(Exception exception) => exception is DeviceOutOfMemoryException || _runtime?.IsOutOfMemory(exception) == true;
+
+    /// <summary>What an exception of the device says.</summary>
+    /// <param name="exception">What a call threw.</param>
+    public string Describe(Exception exception) => _runtime?.Describe(exception) ?? exception.Message;
+
     /// <summary>Frees everything.</summary>
-    public void Dispose() => Release();
+    public void Dispose()
+    {
+        lock (_lock)
+        {
+            _disposed = true;
+        }
+
+        Release();
+    }
 
     private void Release()
     {
@@ -136,37 +154,16 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         _finalState.Dispose();
         if (_session is { } session)
         {
-            Quiesce(session);
+            session.Quiesce();
             Return(ref _kept);
-            _runner?.Dispose();
+            DeviceRuntime.Ignore(() => _runner?.Dispose());
             _runner = null;
             lock (_lock)
             {
                 _session = null;
             }
 
-            Ignore(session.Dispose);
-        }
-    }
-
-    private static void Quiesce(DeviceSession session)
-    {
-        foreach (DeviceQueue queue in Enum.GetValues<DeviceQueue>())
-        {
-            Ignore(() => session.Wait(queue));
-        }
-    }
-
-    // A failed device fails again at whatever it is asked. That is known by then, and must not hide the first cause.
-    private static void Ignore(Action action)
-    {
-        try
-        {
-            action();
-        }
-        catch (Exception e) when (e is not OutOfMemoryException)
-        {
-            System.Diagnostics.Trace.TraceWarning($"A device that is given up: {e.Message}");
+            DeviceRuntime.Ignore(session.Dispose);
         }
     }
 
@@ -245,7 +242,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         }
         catch
         {
-            Quiesce(_session!);
+            _session!.Quiesce();
             throw;
         }
         finally

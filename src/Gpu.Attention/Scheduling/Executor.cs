@@ -7,7 +7,7 @@ namespace Gpu.Attention;
 /// </summary>
 internal sealed partial class Executor : IDisposable
 {
-    /// <summary>Steps that are remembered; a device that fails does so in few ways.</summary>
+    /// <summary>Steps that are remembered; a device that fails does so in few ways, but each size may be too large in its own words.</summary>
     private const int MaxSteps = 32;
 
     private readonly DeviceLane[] _lanes;
@@ -65,11 +65,6 @@ internal sealed partial class Executor : IDisposable
             }
         }
     }
-
-    /// <summary>Throws what a call of the problem would throw before it did any work.</summary>
-    /// <exception cref="NotSupportedException">No device that may run the problem can.</exception>
-    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Check(AttentionProblem problem) => _ = WorkspaceBytes(problem);
 
     /// <summary>Runs a problem on host memory.</summary>
     public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
@@ -134,8 +129,9 @@ internal sealed partial class Executor : IDisposable
     }
 
     // Failures of the host's own engine are the caller's, or bugs: there is nothing to fall back to.
-    private static bool IsOfDevice(DeviceLane lane, Exception e) =>
-        lane.IsHost ? e is UnsupportedProblemException : e is not OutOfMemoryException;
+    private bool IsOfDevice(DeviceLane lane, Exception e) => lane.IsHost
+        ? e is UnsupportedProblemException
+        : e is not OutOfMemoryException && !(e is ObjectDisposedException && (_disposed || Device.IsDisposed));
 
     private static void RequireSupport(DeviceLane lane, AttentionProblem problem)
     {
@@ -154,7 +150,7 @@ internal sealed partial class Executor : IDisposable
             return new NotSupportedException(e.Message);
         }
 
-        return new DeviceException(lane.Info, $"{lane.Info} failed: {e.Message}", e);
+        return new DeviceException(lane.Info, $"{lane.Info} failed: {lane.Describe(e)}", e);
     }
 
     private bool HasNext(int index) => index + 1 < _lanes.Length && Device.Options.AllowFallback;
@@ -169,30 +165,31 @@ internal sealed partial class Executor : IDisposable
             throw Final(lane, e);
         }
 
-        if (Remember(lane, e.Message))
+        string reason = lane.Describe(e);
+        if (Remember(lane, reason))
         {
-            LogFallback(Device.Logger, lane.Info, e.Message, _lanes[index + 1].Info, e is UnsupportedProblemException ? null : e);
+            LogFallback(Device.Logger, lane.Info, reason, _lanes[index + 1].Info, e is UnsupportedProblemException ? null : e);
         }
     }
 
     private static void GiveUpIfBroken(DeviceLane lane, Exception e)
     {
-        if (e is not (UnsupportedProblemException or DeviceOutOfMemoryException))
+        if (e is not UnsupportedProblemException && !lane.IsOutOfMemory(e))
         {
-            lane.Fail(e.Message);
+            lane.Fail(lane.Describe(e));
         }
     }
 
-    /// <summary>Keeps a reason; false when it is known already, and need not be logged again.</summary>
+    /// <summary>Keeps a reason, in place of the oldest if there are many; false when it is known already, and need not be logged again.</summary>
     private bool Remember(DeviceLane lane, string reason)
     {
         var step = new FallbackStep(lane.Info, reason);
-        if (_steps.Length == MaxSteps || _steps.Contains(step))
+        if (_steps.Contains(step))
         {
             return false;
         }
 
-        _steps = [.. _steps, step];
+        _steps = [.. _steps.TakeLast(MaxSteps - 1), step];
         return true;
     }
 

@@ -115,9 +115,10 @@ internal sealed class SegmentPlan
 
     private static IEnumerable<(int First, int Count)> Pieces(int length, int size)
     {
-        for (int first = 0; first < length; first += size)
+        // Beyond the last piece may be beyond 32 bits.
+        for (long first = 0; first < length; first += size)
         {
-            yield return (first, Math.Min(size, length - first));
+            yield return ((int)first, (int)Math.Min(size, length - first));
         }
     }
 

@@ -25,6 +25,12 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
     /// <summary>Allocations ever made.</summary>
     public int Allocations { get; private set; }
 
+    /// <summary>Sessions that are open.</summary>
+    public int Sessions { get; private set; }
+
+    /// <summary>Staging memory that is allocated, in floats.</summary>
+    public int StagingFloats { get; private set; }
+
     /// <summary>What the device was asked to do, in order: "upload 3", "compute 2", "wait Upload", …</summary>
     public List<string> Log { get; } = [];
 
@@ -61,13 +67,21 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
         return memory;
     }
 
+    public override bool IsOutOfMemory(Exception exception) => exception is DriverOutOfMemoryException || base.IsOutOfMemory(exception);
+
     public override void Free(object allocation)
     {
+        Step("free");
         Allocated -= ((Memory)allocation).Bytes;
         ((Memory)allocation).Free();
     }
 
-    protected override DeviceSession CreateSession() => new Session(this);
+    protected override DeviceSession CreateSession()
+    {
+        Step("session");
+        Sessions++;
+        return new Session(this);
+    }
 
     private void Step(string step)
     {
@@ -98,7 +112,7 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
 
         public override long LiveBytes => 0;
 
-        public override StagingMemory AllocateStaging(int floats) => new Staging(floats);
+        public override StagingMemory AllocateStaging(int floats) => new Staging(device, floats);
 
         public override void Upload(StagingMemory source, int first, object target, long offset, int floats) => Enqueue(DeviceQueue.Upload, () =>
             new Span<float>(source.Pointer + first, floats).CopyTo(Floats(target, offset, floats)));
@@ -128,7 +142,12 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
             }
         }
 
-        protected override void DisposeCore() => Assert.All(_queues.Values, queue => Assert.Empty(queue));
+        protected override void DisposeCore()
+        {
+            Assert.All(_queues.Values, queue => Assert.Empty(queue));
+            device.Sessions--;
+            device.Step("close");
+        }
 
         private static Span<float> Floats(object allocation, long offset, int floats) =>
             new(((Memory)allocation).Pointer + (offset / sizeof(float)), floats);
@@ -143,8 +162,11 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
 
         public int SegmentMultiple => _engine.SegmentMultiple;
 
-        public EngineSupport Supports(AttentionProblem problem) =>
-            device.Refusal is { } refusal ? EngineSupport.No(refusal) : _engine.Supports(problem);
+        public EngineSupport Supports(AttentionProblem problem)
+        {
+            device.Step("supports");
+            return device.Refusal is { } refusal ? EngineSupport.No(refusal) : _engine.Supports(problem);
+        }
 
         public long WorkspaceBytes(AttentionProblem problem) => _engine.WorkspaceBytes(problem);
 
@@ -181,10 +203,28 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
             : region;
     }
 
-    private sealed class Staging(int floats) : StagingMemory
+    private sealed class Staging : StagingMemory
     {
-        public override float* Pointer { get; } = (float*)NativeMemory.AlignedAlloc((nuint)floats * sizeof(float), 64);
+        private readonly FakeDevice _device;
+        private readonly int _floats;
 
-        public override void Dispose() => NativeMemory.AlignedFree(Pointer);
+        public Staging(FakeDevice device, int floats)
+        {
+            device.Step("staging");
+            (_device, _floats) = (device, floats);
+            _device.StagingFloats += floats;
+            Pointer = (float*)NativeMemory.AlignedAlloc((nuint)floats * sizeof(float), 64);
+        }
+
+        public override float* Pointer { get; }
+
+        public override void Dispose()
+        {
+            _device.StagingFloats -= _floats;
+            NativeMemory.AlignedFree(Pointer);
+        }
     }
 }
+
+/// <summary>How a driver says that its memory does not suffice, wherever it notices.</summary>
+internal sealed class DriverOutOfMemoryException : Exception;

@@ -47,6 +47,18 @@ public sealed class SegmentPlanTests
         Assert.All(seen, s => Assert.True((s.Tokens == 1000 || s.Sequences == 1) && (s.Heads == 4 || s.Tokens == 64), $"{s}"));
     }
 
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void The_longest_sequence_is_cut_to_its_end(bool causal)
+    {
+        AttentionProblem problem = Maps.Problem("elu", new AttentionShape(1, int.MaxValue, 1, 1), causal);
+        Segment[] segments = SegmentPlan.Find(problem, _engine, 12L << 30, out _)!.Segments;
+        Assert.InRange(segments.Length, 3, 100);
+        Assert.Equal(int.MaxValue, segments.Sum(segment => (long)segment.Problem.Shape.KeyLength));
+        Assert.Equal(int.MaxValue, segments.Sum(segment => (long)segment.Problem.Shape.QueryLength));
+    }
+
     [Fact]
     public void Places_are_aligned_and_apart()
     {
