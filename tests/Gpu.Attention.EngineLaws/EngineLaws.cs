@@ -554,6 +554,28 @@ public abstract class EngineLaws
         }
     }
 
+    // Whole tiles of logits −∞: the running maximum is −∞ then, and −∞ − −∞ must not come near a weight.
+    [Fact]
+    public void Keys_with_logits_of_minus_infinity_weigh_nothing_in_exact_attention()
+    {
+        SkipRefused("softmax");
+        int length = Limit(500);
+        int first = length / 2;
+        var shape = new AttentionShape(1, length, 1, 4);
+        var problem = new AttentionProblem { Shape = shape, Causal = true };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 40);
+        for (int token = 0; token < length; token++)
+        {
+            q[token * 4] = 1;
+            k[token * 4] = token < first ? float.NegativeInfinity : k[token * 4];
+        }
+
+        float[] actual = Forward(Engine, problem, q, k, v);
+        Assert.All(actual[..(first * 4)], x => Assert.Equal(0, x));
+        var rest = new AttentionShape(1, length - first, 1, 4);
+        Tolerance.Require(problem with { Shape = rest }, q[(first * 4)..], k[(first * 4)..], v[(first * 4)..], actual.AsSpan(first * 4));
+    }
+
     [Fact]
     public void A_map_runs_or_is_refused_with_a_reason()
     {

@@ -161,7 +161,8 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             SimdBlas<TV>.Scale(_valueStride, factor, output);
         }
 
-        TV shift = TV.Broadcast(top);
+        // Nothing but −∞ seen yet: any finite shift gives the weight 0.
+        TV shift = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
         TV total = default;
         for (int j = 0; j < padded; j += TV.Count)
         {
