@@ -23,22 +23,13 @@ internal enum LinearStage
 }
 
 /// <summary>Enqueues the kernels of one forward pass; <c>README.md</c> has the order and the formulas.</summary>
-internal sealed class LinearPass
+internal sealed class LinearPass : KernelPass
 {
-    private readonly Accelerator _accelerator;
-    private readonly AcceleratorStream _stream;
-    private readonly AttentionProblem _problem;
     private readonly LinearPlan _plan;
     private readonly LinearLaunchers _keys;
     private readonly LinearLaunchers _queries;
     private readonly DeviceForm _queryForm;
     private readonly DeviceForm _keyForm;
-    private readonly KernelTensor _query;
-    private readonly KernelTensor _key;
-    private readonly KernelTensor _value;
-    private readonly KernelTensor _output;
-    private readonly ArrayView<float> _workspace;
-    private readonly long _start;
     private readonly DeviceState _initial;
     private readonly DeviceState _final;
     private readonly Action<LinearStage>? _launched;
@@ -46,22 +37,14 @@ internal sealed class LinearPass
     public LinearPass(
         Accelerator accelerator, AcceleratorStream stream, AttentionProblem problem, LinearPlan plan, in AttentionBuffers buffers, LinearLaunchers keys,
         LinearLaunchers queries, UploadedForm queryForm, UploadedForm keyForm, Action<LinearStage>? launched)
+        : base(accelerator, stream, problem, plan, buffers, keys.GroupSize)
     {
         _launched = launched;
-        _accelerator = accelerator;
-        _stream = stream;
-        _problem = problem;
         _plan = plan;
         _keys = keys;
         _queries = queries;
         _queryForm = queryForm.View;
         _keyForm = keyForm.View;
-        AttentionShape shape = problem.Shape;
-        _workspace = BufferViews.Workspace(accelerator, problem, buffers, plan.Bytes, out _start);
-        _query = BufferViews.Tensor(accelerator, buffers.Query, "query", shape.QueryElements, _workspace);
-        _key = BufferViews.Tensor(accelerator, buffers.Key, "key", shape.KeyElements, _workspace);
-        _value = BufferViews.Tensor(accelerator, buffers.Value, "value", shape.ValueElements, _workspace);
-        _output = BufferViews.Tensor(accelerator, buffers.Output, "output", shape.OutputElements, _workspace);
         _initial = State(buffers.InitialState, "initial state");
         _final = State(buffers.FinalState, "final state");
         HasInitial = !buffers.InitialState.IsEmpty;
@@ -72,9 +55,7 @@ internal sealed class LinearPass
 
     private bool HasFinal { get; }
 
-    private bool IsLogarithmic => _problem.Features!.Family == FeatureFamily.Exponential;
-
-    private AttentionShape Shape => _problem.Shape;
+    private bool IsLogarithmic => Problem.Features!.Family == FeatureFamily.Exponential;
 
     public void Run()
     {
@@ -83,31 +64,31 @@ internal sealed class LinearPass
             int chains = Math.Min(_plan.BlockChains, _plan.Chains - firstChain);
             ScanArguments scan = Scan(firstChain, chains);
             long stateElements = (long)chains * _plan.Sizes.PaddedFeatures * _plan.Sizes.PaddedValues;
-            _keys.Import(_stream, Strided(stateElements), scan with { Caller = _initial, HasCaller = HasInitial ? 1 : 0 });
+            _keys.Import(Stream, Strided(stateElements), scan with { Caller = _initial, HasCaller = HasInitial ? 1 : 0 });
             _launched?.Invoke(LinearStage.Scan);
             for (int firstChunk = 0; firstChunk < _plan.KeyChunks; firstChunk += _plan.BlockChunks)
             {
                 ItemMap items = Items(firstChain, firstChunk, Math.Min(_plan.BlockChunks, _plan.KeyChunks - firstChunk), 1, Shape.KeyLength);
                 Reduce(items, chains);
                 ScanArguments block = scan with { Chunks = items.Chunks };
-                _keys.Scales(_stream, Strided((long)chains * _plan.Sizes.PaddedFeatures), block);
+                _keys.Scales(Stream, Strided((long)chains * _plan.Sizes.PaddedFeatures), block);
                 _launched?.Invoke(LinearStage.Scan);
-                _keys.Sums(_stream, Strided(stateElements / 4), block);
+                _keys.Sums(Stream, Strided(stateElements / 4), block);
                 _launched?.Invoke(LinearStage.Scan);
-                if (_problem.Causal)
+                if (Problem.Causal)
                 {
                     Read(items with { HeadGroup = Shape.HeadGroup }, chains);
                 }
             }
 
-            for (int firstChunk = 0; !_problem.Causal && firstChunk < _plan.QueryChunks; firstChunk += _plan.BlockChunks)
+            for (int firstChunk = 0; !Problem.Causal && firstChunk < _plan.QueryChunks; firstChunk += _plan.BlockChunks)
             {
                 Read(Items(firstChain, firstChunk, Math.Min(_plan.BlockChunks, _plan.QueryChunks - firstChunk), Shape.HeadGroup, Shape.QueryLength), chains);
             }
 
             if (HasFinal)
             {
-                _keys.Export(_stream, Strided(stateElements), scan with { Caller = _final });
+                _keys.Export(Stream, Strided(stateElements), scan with { Caller = _final });
                 _launched?.Invoke(LinearStage.Scan);
             }
         }
@@ -118,25 +99,25 @@ internal sealed class LinearPass
         int count = chains * items.Chunks;
         var pack = new PackArguments
         {
-            Workspace = _workspace,
-            Source = _key,
+            Workspace = Workspace,
+            Source = Key,
             Items = items,
             Form = _keyForm,
             Sizes = _plan.Sizes,
             Target = At(_plan.KeyInputs),
             RowTerms = At(_plan.KeyTerms),
         };
-        _keys.PackRows(_stream, Groups(count, 1), pack);
+        _keys.PackRows(Stream, Groups(count, 1), pack);
         _launched?.Invoke(LinearStage.Pack);
-        _keys.PackValues(_stream, Groups(count, 1), pack with { Source = _value, Target = At(_plan.Values) });
+        _keys.PackValues(Stream, Groups(count, 1), pack with { Source = Value, Target = At(_plan.Values) });
         _launched?.Invoke(LinearStage.Pack);
-        _keys.Keys(_stream, Groups(count, _plan.Sizes.PaddedFeatures / _keys.Chunk), new KeyArguments
+        _keys.Keys(Stream, Groups(count, _plan.Sizes.PaddedFeatures / _keys.Chunk), new KeyArguments
         {
-            Workspace = _workspace,
+            Workspace = Workspace,
             Items = items,
             Form = _keyForm,
             Sizes = _plan.Sizes,
-            Epsilon = _problem.FeatureEpsilon,
+            Epsilon = Problem.FeatureEpsilon,
             Inputs = At(_plan.KeyInputs),
             RowTerms = At(_plan.KeyTerms),
             Values = At(_plan.Values),
@@ -154,11 +135,11 @@ internal sealed class LinearPass
     private void Read(ItemMap items, int chains)
     {
         int members = checked(chains * items.Chunks * items.HeadGroup);
-        bool perItem = _problem.Causal;
-        _queries.PackRows(_stream, Groups(members, 1), new PackArguments
+        bool perItem = Problem.Causal;
+        _queries.PackRows(Stream, Groups(members, 1), new PackArguments
         {
-            Workspace = _workspace,
-            Source = _query,
+            Workspace = Workspace,
+            Source = Query,
             Items = items,
             Form = _queryForm,
             Sizes = _plan.Sizes,
@@ -166,13 +147,13 @@ internal sealed class LinearPass
             RowTerms = At(_plan.QueryTerms),
         });
         _launched?.Invoke(LinearStage.Pack);
-        _queries.Queries(_stream, Groups(members, _plan.Sizes.PaddedFeatures / _queries.Chunk), new QueryArguments
+        _queries.Queries(Stream, Groups(members, _plan.Sizes.PaddedFeatures / _queries.Chunk), new QueryArguments
         {
-            Workspace = _workspace,
+            Workspace = Workspace,
             Items = items,
             Form = _queryForm,
             Sizes = _plan.Sizes,
-            Epsilon = _problem.FeatureEpsilon,
+            Epsilon = Problem.FeatureEpsilon,
             Inputs = At(_plan.QueryInputs),
             RowTerms = At(_plan.QueryTerms),
             Scale = At(perItem ? _plan.ReadScale : _plan.StateScale),
@@ -183,12 +164,12 @@ internal sealed class LinearPass
         _launched?.Invoke(LinearStage.Queries);
         var read = new ReadArguments
         {
-            Workspace = _workspace,
-            Output = _output,
+            Workspace = Workspace,
+            Output = Output,
             Items = items,
             Sizes = _plan.Sizes,
-            Normalize = _problem.Normalize ? 1 : 0,
-            Factor = _problem.Scale,
+            Normalize = Problem.Normalize ? 1 : 0,
+            Factor = Problem.Scale,
             StatePerItem = perItem ? 1 : 0,
             Queries = At(_plan.QueryFeatures),
             RowTerms = At(_plan.QueryTerms),
@@ -200,15 +181,15 @@ internal sealed class LinearPass
             Values = At(_plan.Values),
             Steep = At(_plan.Steep),
         };
-        _queries.Read(_stream, Groups(members, _plan.Sizes.PaddedValues / _queries.Chunk), read);
+        _queries.Read(Stream, Groups(members, _plan.Sizes.PaddedValues / _queries.Chunk), read);
         _launched?.Invoke(LinearStage.Read);
-        _queries.SteepRead?.Invoke(_stream, Groups(members, 1), read);
+        _queries.SteepRead?.Invoke(Stream, Groups(members, 1), read);
         _launched?.Invoke(LinearStage.Read);
     }
 
     private ScanArguments Scan(int firstChain, int chains) => new()
     {
-        Workspace = _workspace,
+        Workspace = Workspace,
         Caller = NoState,
         IsLogarithmic = IsLogarithmic ? 1 : 0,
         FirstChain = firstChain,
@@ -229,27 +210,13 @@ internal sealed class LinearPass
         Factor = At(_plan.Factor),
         ReadNormalizers = At(_plan.ReadNormalizers),
         ReadSums = At(_plan.ReadSums),
-        IsCausal = _problem.Causal ? 1 : 0,
+        IsCausal = Problem.Causal ? 1 : 0,
     };
 
     // A kernel's view must be one, used or not.
-    private DeviceState NoState => new() { LogScale = _workspace, Maximum = _workspace, Sums = _workspace, Normalizers = _workspace };
+    private DeviceState NoState => new() { LogScale = Workspace, Maximum = Workspace, Sums = Workspace, Normalizers = Workspace };
 
-    private ItemMap Items(int firstChain, int firstChunk, int chunks, int headGroup, int length) => new()
-    {
-        FirstChain = firstChain,
-        FirstChunk = firstChunk,
-        Chunks = chunks,
-        KeyHeads = Shape.KeyHeads,
-        HeadGroup = headGroup,
-        Length = length,
-    };
-
-    private long At(long offset) => _start + offset;
-
-    private KernelConfig Groups(int items, int tiles) => new(checked(items * tiles), _keys.GroupSize);
-
-    private KernelConfig Strided(long elements) => new(IlgpuEngine.ScanGroups(_accelerator, elements, _keys.GroupSize), _keys.GroupSize);
+    private KernelConfig Strided(long elements) => new(IlgpuEngine.ScanGroups(Accelerator, elements, _keys.GroupSize), _keys.GroupSize);
 
     private DeviceState State(StateBuffers state, string name)
     {
@@ -259,14 +226,14 @@ internal sealed class LinearPass
         }
 
         DeviceState device = NoState;
-        device.Sums = BufferViews.View(_accelerator, state.Sums, name, out device.SumsStart);
-        device.Normalizers = BufferViews.View(_accelerator, state.Normalizers, name, out device.NormalizersStart);
+        device.Sums = BufferViews.View(Accelerator, state.Sums, name, out device.SumsStart);
+        device.Normalizers = BufferViews.View(Accelerator, state.Normalizers, name, out device.NormalizersStart);
         if (IsLogarithmic)
         {
-            device.LogScale = BufferViews.View(_accelerator, state.LogScale, name, out device.LogScaleStart);
+            device.LogScale = BufferViews.View(Accelerator, state.LogScale, name, out device.LogScaleStart);
             if (!state.Maximum.IsEmpty)
             {
-                device.Maximum = BufferViews.View(_accelerator, state.Maximum, name, out device.MaximumStart);
+                device.Maximum = BufferViews.View(Accelerator, state.Maximum, name, out device.MaximumStart);
                 device.HasMaximum = 1;
             }
         }
