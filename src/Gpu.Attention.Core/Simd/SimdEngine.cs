@@ -82,14 +82,6 @@ internal sealed class SimdEngine : IAttentionEngine
     }
 
     /// <inheritdoc/>
-    public void Append(AttentionProblem problem, in AttentionBuffers buffers) =>
-        Forward(WithLengths(problem, 0, problem.Shape.KeyLength) with { WantsFinalState = true }, buffers);
-
-    /// <inheritdoc/>
-    public void Read(AttentionProblem problem, in AttentionBuffers buffers) =>
-        Forward(WithLengths(problem, problem.Shape.QueryLength, 0) with { WantsFinalState = false }, buffers);
-
-    /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The host engine has no backward pass yet.");
 
@@ -112,16 +104,6 @@ internal sealed class SimdEngine : IAttentionEngine
             throw new ArgumentException(
                 $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {problem.Shape} takes {needed}.", nameof(buffers));
         }
-    }
-
-    private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
-    {
-        AttentionShape s = problem.Shape;
-        return problem with
-        {
-            Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension),
-            Causal = false,
-        };
     }
 
     /// <summary>The engine at one vector width.</summary>

@@ -39,7 +39,10 @@ public sealed record LinearAttentionOptions
 public sealed unsafe partial class LinearAttention : IDisposable
 {
     private readonly Executor _executor;
-    private AttentionProblem? _problem;
+
+    // The last problem of each kind of call, so that calls of one shape, taking turns, allocate nothing.
+    private readonly AttentionProblem?[] _problems = new AttentionProblem?[Enum.GetValues<Call>().Length];
+    private FeaturePair? _features;
 
     /// <summary>Creates an operator.</summary>
     /// <param name="device">Where it runs. The operator does not own it.</param>
@@ -66,6 +69,14 @@ public sealed unsafe partial class LinearAttention : IDisposable
 
         Features = features;
         _executor = new Executor(device);
+    }
+
+    private enum Call
+    {
+        Forward,
+        Append,
+        Read,
+        Step,
     }
 
     /// <summary>The device asked for, and on <see cref="ComputeDevice.Reason"/> why.</summary>
@@ -167,7 +178,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     {
         int dimension = keyDimension ?? Features.InputDimension
             ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension));
-        FeaturePair pair = Features.Lower(dimension, Options.Scale ?? Features.DefaultScale(dimension));
+        FeaturePair pair = Lowered(dimension);
         return new AttentionState(batch, heads, pair.FeatureDimension, valueDimension, pair.Family);
     }
 
@@ -199,6 +210,13 @@ public sealed unsafe partial class LinearAttention : IDisposable
         AttentionProblem problem = Problem(shape, initialState is not null, finalState is not null);
         RequireFit(initialState, problem, nameof(initialState));
         RequireFit(finalState, problem, nameof(finalState));
+        Run(problem, query, key, value, output, initialState, finalState);
+    }
+
+    private void Run(
+        AttentionProblem problem, float* query, float* key, float* value, float* output, AttentionState? initialState, AttentionState? finalState)
+    {
+        AttentionShape shape = problem.Shape;
         TensorArguments.RequireDisjoint(shape, query, key, value, output);
         if (initialState is null && finalState is null)
         {
@@ -221,44 +239,52 @@ public sealed unsafe partial class LinearAttention : IDisposable
         }
     }
 
-    // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
-    private FeaturePair Lower(AttentionShape shape, float scale)
+    private FeaturePair Lowered(int dimension)
     {
-        int dimension = shape.KeyDimension;
-        TensorArguments.RequireRows("query", Features, shape);
-        FeaturePair pair = Features.Lower(dimension, scale);
+        FeaturePair? known = _features;
+        if (known?.Key.InputDimension == dimension)
+        {
+            return known;
+        }
+
+        FeaturePair pair = Features.Lower(dimension, Options.Scale ?? Features.DefaultScale(dimension));
         if (pair.Key.InputDimension != dimension)
         {
             throw new InvalidOperationException(
                 $"The feature map {Features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
         }
 
-        if (Options.Compatibility != ReferenceConvention.Lucidrains || pair.Family == FeatureFamily.Exponential)
+        if (Options.Compatibility == ReferenceConvention.Lucidrains && pair.Family == FeatureFamily.Direct)
         {
-            return pair;
+            // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
+            float factor = (float)Math.Pow(dimension, -0.25);
+            pair = new FeaturePair(pair.Query.ScaleInput(factor), pair.Key.ScaleInput(factor));
         }
 
-        float factor = (float)Math.Pow(dimension, -0.25);
-        return new FeaturePair(pair.Query.ScaleInput(factor), pair.Key.ScaleInput(factor));
+        _features = pair;
+        return pair;
     }
 
-    private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState)
+    private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState) =>
+        Problem(Call.Forward, shape, Options.Causal, hasInitialState, wantsFinalState);
+
+    private AttentionProblem Problem(Call call, AttentionShape shape, bool causal, bool hasInitialState, bool wantsFinalState)
     {
-        AttentionProblem? known = _problem;
+        AttentionProblem? known = _problems[(int)call];
         if (known is not null && known.Shape == shape && known.HasInitialState == hasInitialState && known.WantsFinalState == wantsFinalState)
         {
             return known;
         }
 
-        float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
-        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape, scale);
+        TensorArguments.RequireRows(call == Call.Append ? "key" : "query", Features, shape);
+        FeaturePair features = Lowered(shape.KeyDimension);
         bool exponential = features.Family == FeatureFamily.Exponential;
         var problem = new AttentionProblem
         {
             Shape = shape,
             Features = features,
-            Causal = Options.Causal,
-            Scale = exponential || Options.Normalize ? 1 : scale,
+            Causal = causal,
+            Scale = exponential || Options.Normalize ? 1 : Options.Scale ?? Features.DefaultScale(shape.KeyDimension),
             Normalize = Options.Normalize,
             Convention = Options.Compatibility,
             FeatureEpsilon = Options.FeatureEpsilon ?? Options.Compatibility switch
@@ -272,8 +298,8 @@ public sealed unsafe partial class LinearAttention : IDisposable
             WantsFinalState = wantsFinalState,
         };
 
-        // By way of a local: another thread may replace the field at any time.
-        _problem = problem;
+        // By way of a local: another thread may replace the element at any time.
+        _problems[(int)call] = problem;
         return problem;
     }
 }
