@@ -182,6 +182,111 @@ public sealed class StateTests : IDisposable
         }
     }
 
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    public void A_state_goes_through_a_file_and_only_back_to_its_own_map(string map)
+    {
+        var shape = new AttentionShape(1, 5, 2, 12);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1);
+        float[] expected = new float[shape.OutputElements];
+        float[] actual = new float[shape.OutputElements];
+        using LinearAttention attention = Open(map, 12, onHost: true);
+        using LinearAttention same = Open(map, 12, onHost: true);
+        AttentionState state = attention.CreateState(1, 2, 12, 12);
+        attention.Append(state, shape, k, v);
+        using var file = new MemoryStream();
+        state.Save(file);
+        file.Position = 0;
+        AttentionState loaded = same.LoadState(file, 12);
+        attention.Step(state, shape, q, k, v, expected);
+        same.Step(loaded, shape, q, k, v, actual);
+        Assert.Equal(expected, actual);
+        RequireSameBits(state, loaded);
+
+        foreach ((FeatureMap features, LinearAttentionOptions options) in new[]
+        {
+            (map == "elu" ? FeatureMap.Identity : FeatureMap.FavorPlus(RandomProjection.Orthogonal(37, 12, seed: 12)), new LinearAttentionOptions()),
+            (Maps.Create(map, 12), new LinearAttentionOptions { FeatureEpsilon = 0.1f }),
+            (Maps.Create(map, 12), map == "elu" ? new LinearAttentionOptions { Compatibility = ReferenceConvention.Jax } : new LinearAttentionOptions { Scale = 0.1f }),
+        })
+        {
+            using var other = new LinearAttention(_host, features, options);
+            file.Position = 0;
+            Assert.Contains("other key features", Assert.Throws<InvalidDataException>(() => other.LoadState(file, 12)).Message, StringComparison.Ordinal);
+            Assert.Contains("other key features", Assert.Throws<ArgumentException>("state", () => other.Read(state, shape, q, actual)).Message, StringComparison.Ordinal);
+            Assert.Throws<ArgumentException>("initialState", () => other.Forward(shape, q, k, v, actual, state, null));
+        }
+
+        Assert.Equal(map == "elu", Record.Exception(() => attention.LoadState(new MemoryStream())) is ArgumentException);
+    }
+
+    // Continuous decoding: sequences come and go, and each is what it would be alone.
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    public void Sequences_that_start_and_end_at_different_times_are_those_they_would_be_alone(string map) =>
+        Law.ForAll(25, seed: 400, random => random.NextWord(), seed =>
+        {
+            const int Length = 40;
+            var random = new SeededRandom(seed);
+            var whole = new AttentionShape(1, Length, Length, 2, 1, 12, 10);
+            using LinearAttention attention = Open(map, 12, onHost: true);
+            (float[] Q, float[] K, float[] V)[] data = [.. Enumerable.Range(0, 8).Select(i => TestData.Inputs(whole, seed + (ulong)i))];
+            var running = new List<(int Sequence, int At)>();
+            AttentionState state = attention.CreateState(0, 1, 10, 12);
+            float[][] outputs = [.. data.Select(_ => new float[whole.OutputElements])];
+            int started = 0;
+            for (int step = 0; step < 100; step++)
+            {
+                if (started < data.Length && random.Next(0, 3) == 0)
+                {
+                    running.Add((started++, 0));
+                    state = AttentionState.Concat(state, attention.CreateState(1, 1, 10, 12));
+                }
+
+                if (random.Next(0, 2) == 0)
+                {
+                    int[] order = [.. Enumerable.Range(0, running.Count).OrderBy(_ => random.NextWord()).Where(i => running[i].At < Length)];
+                    running = [.. order.Select(i => running[i])];
+                    state = state.Select(order);
+                }
+
+                if (running.Any(r => r.At == Length))
+                {
+                    int[] left = [.. Enumerable.Range(0, running.Count).Where(i => running[i].At < Length)];
+                    running = [.. left.Select(i => running[i])];
+                    state = state.Select(left);
+                }
+
+                var shape = new AttentionShape(running.Count, 1, 1, 2, 1, 12, 10);
+                float[] output = new float[shape.OutputElements];
+                attention.Step(
+                    state, shape, Rows(r => data[r.Sequence].Q, 24), Rows(r => data[r.Sequence].K, 12), Rows(r => data[r.Sequence].V, 10), output);
+                for (int i = 0; i < running.Count; i++)
+                {
+                    output.AsSpan(i * 20, 20).CopyTo(outputs[running[i].Sequence].AsSpan(running[i].At * 20));
+                    running[i] = (running[i].Sequence, running[i].At + 1);
+                }
+            }
+
+            var one = new AttentionShape(1, 1, 1, 2, 1, 12, 10);
+            for (int sequence = 0; sequence < started; sequence++)
+            {
+                AttentionState alone = attention.CreateState(1, 1, 10, 12);
+                float[] output = new float[20];
+                for (int at = 0; at < (running.Any(r => r.Sequence == sequence) ? running.First(r => r.Sequence == sequence).At : Length); at++)
+                {
+                    attention.Step(
+                        alone, one, data[sequence].Q.AsSpan(at * 24, 24), data[sequence].K.AsSpan(at * 12, 12), data[sequence].V.AsSpan(at * 10, 10), output);
+                    Assert.Equal(output, outputs[sequence][(at * 20)..((at + 1) * 20)]);
+                }
+            }
+
+            float[] Rows(Func<(int Sequence, int At), float[]> of, int row) =>
+                [.. running.SelectMany(r => of(r).AsSpan(r.At * row, row).ToArray())];
+        });
+
     // Wherever the device breaks off: the state that the next one begins with is the caller's, untouched.
     [Theory]
     [InlineData("allocate")]

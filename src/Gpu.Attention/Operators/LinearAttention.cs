@@ -42,7 +42,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
 
     // The last problem of each kind of call, so that calls of one shape, taking turns, allocate nothing.
     private readonly AttentionProblem?[] _problems = new AttentionProblem?[Enum.GetValues<Call>().Length];
-    private FeaturePair? _features;
+    private Lowering? _lowering;
 
     /// <summary>Creates an operator.</summary>
     /// <param name="device">Where it runs. The operator does not own it.</param>
@@ -168,7 +168,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
         }
     }
 
-    /// <summary>Creates the state of having seen nothing.</summary>
+    /// <summary>Creates the state of having seen nothing. It knows the feature map, and no operator with another takes it.</summary>
     /// <param name="batch">N, the number of sequences.</param>
     /// <param name="heads">Hk, the key heads.</param>
     /// <param name="valueDimension">Dv.</param>
@@ -176,11 +176,19 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <exception cref="ArgumentException">A size is wrong, or missing, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
     public AttentionState CreateState(int batch, int heads, int valueDimension, int? keyDimension = null)
     {
-        int dimension = keyDimension ?? Features.InputDimension
-            ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension));
-        FeaturePair pair = Lowered(dimension);
-        return new AttentionState(batch, heads, pair.FeatureDimension, valueDimension, pair.Family);
+        Lowering lowering = Lowered(keyDimension);
+        return new AttentionState(
+            batch, heads, lowering.Pair.FeatureDimension, valueDimension, lowering.Pair.Family, lowering.Identity);
     }
+
+    /// <summary>Reads a state that <see cref="AttentionState.Save"/> wrote, from a stream's position to its end; one of another feature map is refused.</summary>
+    /// <param name="stream">The stream, taken for untrusted.</param>
+    /// <param name="keyDimension">D; may be left out where the feature map takes rows of one dimension only.</param>
+    /// <exception cref="ArgumentException">D is missing, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
+    /// <exception cref="InvalidDataException">
+    /// The stream holds no state, or not all of it, or one of another feature map, or it was altered, or an element is NaN or infinite; the message says which.
+    /// </exception>
+    public AttentionState LoadState(Stream stream, int? keyDimension = null) => AttentionState.Load(stream, Lowered(keyDimension).Identity);
 
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
@@ -191,7 +199,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <summary>Releases the operator's scratch memory.</summary>
     public void Dispose() => _executor.Dispose();
 
-    private static void RequireFit(AttentionState? state, AttentionProblem problem, string parameter)
+    private void RequireFit(AttentionState? state, AttentionProblem problem, string parameter)
     {
         AttentionShape shape = problem.Shape;
         FeaturePair features = problem.Features!;
@@ -201,6 +209,11 @@ public sealed unsafe partial class LinearAttention : IDisposable
             throw new ArgumentException(
                 $"{state} does not fit a state [{shape.Batch}, {shape.KeyHeads}, {features.FeatureDimension}, {shape.ValueDimension}] " +
                 $"({features.Family}) of {shape}.", parameter);
+        }
+
+        if (state is not null && state.Features.IsKnown && state.Features != Lowered(shape.KeyDimension).Identity)
+        {
+            throw new ArgumentException($"{state} is made of other key features than those of {Features}: another projection, scale or epsilon.", parameter);
         }
     }
 
@@ -239,10 +252,14 @@ public sealed unsafe partial class LinearAttention : IDisposable
         }
     }
 
-    private FeaturePair Lowered(int dimension)
+    private Lowering Lowered(int? keyDimension) => Lowered(
+        keyDimension ?? Features.InputDimension
+        ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension)));
+
+    private Lowering Lowered(int dimension)
     {
-        FeaturePair? known = _features;
-        if (known?.Key.InputDimension == dimension)
+        Lowering? known = _lowering;
+        if (known?.Pair.Key.InputDimension == dimension)
         {
             return known;
         }
@@ -254,15 +271,22 @@ public sealed unsafe partial class LinearAttention : IDisposable
                 $"The feature map {Features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
         }
 
-        if (Options.Compatibility == ReferenceConvention.Lucidrains && pair.Family == FeatureFamily.Direct)
+        bool exponential = pair.Family == FeatureFamily.Exponential;
+        if (Options.Compatibility == ReferenceConvention.Lucidrains && !exponential)
         {
             // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
             float factor = (float)Math.Pow(dimension, -0.25);
             pair = new FeaturePair(pair.Query.ScaleInput(factor), pair.Key.ScaleInput(factor));
         }
 
-        _features = pair;
-        return pair;
+        float epsilon = Options.FeatureEpsilon ?? Options.Compatibility switch
+        {
+            ReferenceConvention.None => 0,
+            ReferenceConvention.Jax when exponential => 1e-6f,
+            ReferenceConvention.Lucidrains when exponential => 1e-4f,
+            _ => 1e-3f,
+        };
+        return _lowering = new Lowering(pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
     }
 
     private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState) =>
@@ -277,23 +301,17 @@ public sealed unsafe partial class LinearAttention : IDisposable
         }
 
         TensorArguments.RequireRows(call == Call.Append ? "key" : "query", Features, shape);
-        FeaturePair features = Lowered(shape.KeyDimension);
-        bool exponential = features.Family == FeatureFamily.Exponential;
+        Lowering lowering = Lowered(shape.KeyDimension);
+        bool exponential = lowering.Pair.Family == FeatureFamily.Exponential;
         var problem = new AttentionProblem
         {
             Shape = shape,
-            Features = features,
+            Features = lowering.Pair,
             Causal = causal,
             Scale = exponential || Options.Normalize ? 1 : Options.Scale ?? Features.DefaultScale(shape.KeyDimension),
             Normalize = Options.Normalize,
             Convention = Options.Compatibility,
-            FeatureEpsilon = Options.FeatureEpsilon ?? Options.Compatibility switch
-            {
-                ReferenceConvention.None => 0,
-                ReferenceConvention.Jax when exponential => 1e-6f,
-                ReferenceConvention.Lucidrains when exponential => 1e-4f,
-                _ => 1e-3f,
-            },
+            FeatureEpsilon = lowering.Epsilon,
             HasInitialState = hasInitialState,
             WantsFinalState = wantsFinalState,
         };
@@ -302,4 +320,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
         _problems[(int)call] = problem;
         return problem;
     }
+
+    /// <summary>The feature map for rows of one dimension.</summary>
+    private sealed record Lowering(FeaturePair Pair, float Epsilon, FeatureIdentity Identity);
 }
