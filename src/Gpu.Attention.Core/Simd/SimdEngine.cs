@@ -14,13 +14,14 @@ internal sealed class SimdEngine : IAttentionEngine
 
     /// <summary>Creates an engine.</summary>
     /// <param name="maxDegreeOfParallelism">The most threads that work on one call; 0 for one a core.</param>
-    public SimdEngine(int maxDegreeOfParallelism = 0)
+    /// <param name="sweepsTokens">False to run a single token as a chunk of one, for comparison: the bits are the same.</param>
+    public SimdEngine(int maxDegreeOfParallelism = 0, bool sweepsTokens = true)
     {
         _degree = maxDegreeOfParallelism > 0 ? maxDegreeOfParallelism : Environment.ProcessorCount;
-        _backend = Vector512.IsHardwareAccelerated ? new Backend<V512>(_degree)
-            : Vector256.IsHardwareAccelerated ? new Backend<V256>(_degree)
-            : Vector128.IsHardwareAccelerated ? new Backend<V128>(_degree)
-            : new Backend<V32>(_degree);
+        _backend = Vector512.IsHardwareAccelerated ? new Backend<V512>(_degree, sweepsTokens)
+            : Vector256.IsHardwareAccelerated ? new Backend<V256>(_degree, sweepsTokens)
+            : Vector128.IsHardwareAccelerated ? new Backend<V128>(_degree, sweepsTokens)
+            : new Backend<V32>(_degree, sweepsTokens);
     }
 
     /// <inheritdoc/>
@@ -116,7 +117,7 @@ internal sealed class SimdEngine : IAttentionEngine
         public abstract void Forward(AttentionProblem problem, in AttentionBuffers buffers);
     }
 
-    private sealed class Backend<TV>(int degree) : Backend
+    private sealed class Backend<TV>(int degree, bool sweepsTokens) : Backend
         where TV : struct, ISimdVector<TV>
     {
         private readonly Stack<IForwardPass> _linear = new();
@@ -126,7 +127,7 @@ internal sealed class SimdEngine : IAttentionEngine
 
         // The start of the workspace is aligned to a cache line by the pass itself.
         public override long WorkspaceBytes(AttentionProblem problem) =>
-            64 + (problem.Features is null ? SoftmaxForward<TV>.WorkspaceBytes(problem, degree) : LinearForward<TV>.WorkspaceBytes(problem, degree));
+            64 + (problem.Features is null ? SoftmaxForward<TV>.WorkspaceBytes(problem, degree) : LinearForward<TV>.WorkspaceBytes(problem, degree, sweepsTokens));
 
         public override void Forward(AttentionProblem problem, in AttentionBuffers buffers)
         {
@@ -139,7 +140,7 @@ internal sealed class SimdEngine : IAttentionEngine
 
             pass ??= problem.Features is null
                 ? new SoftmaxForward<TV>(new ParallelLoop(degree))
-                : new LinearForward<TV>(new ParallelLoop(degree));
+                : new LinearForward<TV>(new ParallelLoop(degree), sweepsTokens);
             try
             {
                 pass.Run(problem, buffers);

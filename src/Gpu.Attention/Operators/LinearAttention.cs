@@ -33,6 +33,7 @@ public sealed record LinearAttentionOptions
 /// <remarks>
 /// <para>Tensors are dense, row-major float32: query <c>[B, T, H, D]</c>, key <c>[B, S, Hk, D]</c>, value <c>[B, S, Hk, Dv]</c>, output
 /// <c>[B, T, H, Dv]</c>. Sizes may change from call to call. A second call with the same sizes allocates nothing.</para>
+/// <para>A sequence that comes in pieces keeps what it has seen in an <see cref="AttentionState"/>: <see cref="CreateState"/>, then <c>Append</c>, <c>Read</c>, <c>Step</c>.</para>
 /// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.
 /// The same input gives the same bits, whatever the number of threads and whatever else is in the batch.</para>
 /// </remarks>
