@@ -9,6 +9,8 @@ switch (args)
         return PeerTable.Run(rest);
     case ["linearity", .. string[] rest]:
         return Linearity.Run(rest);
+    case ["step", .. string[] rest]:
+        return StepTable.Run(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:

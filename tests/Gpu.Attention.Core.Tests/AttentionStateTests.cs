@@ -123,6 +123,81 @@ public class AttentionStateTests
         Assert.Empty(new AttentionState(0, 1, 1, 1, FeatureFamily.Direct).Sums.ToArray());
     }
 
+    [Theory]
+    [MemberData(nameof(Families))]
+    public void Rows_AreSelectedReorderedRepeatedAndDropped(FeatureFamily family)
+    {
+        AttentionState state = Seen(family, seed: 5, from: 0, to: 9);
+        RequireSameBits(state, state.Select(0, 1));
+        AttentionState selected = state.Select(1, 0, 1);
+        Assert.Equal(3, selected.Sequences);
+        RequireSameBits(state.Select(1), selected.Select(0));
+        RequireSameBits(state.Select(0), selected.Select(1));
+        RequireSameBits(state.Select(1), selected.Select(2));
+        selected.Reset(0);
+        RequireSameBits(Seen(family, seed: 5, from: 0, to: 9), state);
+        Assert.Equal(0, state.Select().Sequences);
+        Assert.Equal(0, state.Select().Select().Sequences);
+    }
+
+    [Theory]
+    [MemberData(nameof(Families))]
+    public void Rows_AreAddedMovedAndStartedAnew(FeatureFamily family)
+    {
+        AttentionState first = Seen(family, seed: 6, from: 0, to: 5);
+        AttentionState second = Seen(family, seed: 6, from: 5, to: 9);
+        AttentionState whole = AttentionState.Concat(first, second.Select(1), second.Select());
+        Assert.Equal(3, whole.Sequences);
+        RequireSameBits(first, whole.Select(0, 1));
+        RequireSameBits(second.Select(1), whole.Select(2));
+
+        second.CopyTo(0, whole, 1);
+        RequireSameBits(second.Select(0), whole.Select(1));
+        whole.CopyTo(2, whole, 0);
+        RequireSameBits(second.Select(1, 0, 1), whole);
+        whole.CopyTo(1, whole, 1);
+        RequireSameBits(second.Select(1, 0, 1), whole);
+
+        whole.Reset(1);
+        RequireSameBits(Empty(family).Select(0), whole.Select(1));
+        RequireSameBits(second.Select(1, 1), whole.Select(0, 2));
+    }
+
+    [Fact]
+    public void Rows_ThatAreNotThere_AreRefused()
+    {
+        var state = new AttentionState(2, 3, 4, 5, FeatureFamily.Direct);
+        var other = new AttentionState(1, 3, 4, 6, FeatureFamily.Direct);
+        Assert.Throws<ArgumentOutOfRangeException>("sequence", () => state.Reset(2));
+        Assert.Throws<ArgumentOutOfRangeException>("sequence", () => state.Reset(-1));
+        Assert.Throws<ArgumentOutOfRangeException>("sequences", () => state.Select(0, 2));
+        Assert.Throws<ArgumentOutOfRangeException>("sequence", () => state.CopyTo(2, state, 0));
+        Assert.Throws<ArgumentOutOfRangeException>("destinationSequence", () => state.CopyTo(0, state, 2));
+        Assert.Equal($"{other} does not fit {state}. (Parameter 'destination')", Assert.Throws<ArgumentException>("destination", () => state.CopyTo(0, other, 0)).Message);
+        Assert.Throws<ArgumentNullException>("destination", () => state.CopyTo(0, null!, 0));
+        Assert.Throws<ArgumentException>("states", () => AttentionState.Concat());
+        Assert.Throws<ArgumentException>("states", () => AttentionState.Concat(state, other));
+        Assert.Throws<ArgumentNullException>("states", () => AttentionState.Concat(state, null!));
+        Assert.Contains("has no sequence 2", Assert.Throws<ArgumentOutOfRangeException>(() => state.Reset(2)).Message, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public void States_OfOtherFeatures_AreRefused()
+    {
+        FeatureIdentity one = FeatureIdentity.Of(FeatureMap.EluPlusOne.Lower(4, 1).Key);
+        FeatureIdentity two = FeatureIdentity.Of(FeatureMap.Relu().Lower(4, 1).Key);
+        var state = new AttentionState(2, 3, 4, 5, FeatureFamily.Direct, one);
+        var other = new AttentionState(2, 3, 4, 5, FeatureFamily.Direct, two);
+        var unknown = new AttentionState(2, 3, 4, 5, FeatureFamily.Direct);
+        Assert.Contains("other key features", Assert.Throws<ArgumentException>("other", () => state.Merge(other)).Message, StringComparison.Ordinal);
+        Assert.Throws<ArgumentException>("destination", () => state.CopyTo(other));
+        Assert.Throws<ArgumentException>("destination", () => state.CopyTo(0, other, 0));
+        Assert.Throws<ArgumentException>("states", () => AttentionState.Concat(state, other));
+        state.Merge(unknown);
+        Assert.Equal(one, state.Fork().Features);
+        Assert.Equal(one, state.Select(0).Features);
+    }
+
     private static AttentionState Empty(FeatureFamily family) => new(2, 2, 6, 3, family);
 
     /// <summary>The state of the keys and values <c>[from, to)</c>, summed in float64 and rounded.</summary>

@@ -478,18 +478,100 @@ public abstract class EngineLaws
         Tolerance.Require(problem, q, k, v, Forward(Engine, read, q, [], [], first));
     }
 
-    [Fact]
-    public void Append_and_read_are_the_two_halves_of_a_bidirectional_pass()
-    {
-        var shape = new AttentionShape(2, 20, Limit(90), 2, 1, 12, 10);
-        AttentionProblem problem = Maps.Problem("favor+", shape, causal: false);
-        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 36);
-        float[] expected = Forward(Engine, problem, q, k, v);
-        AttentionState state = EngineRun.State(problem);
-        Append(Engine, problem, k, v, state);
-        Tolerance.Require(problem, q, k, v, Read(Engine, problem, q, state));
-        Tolerance.Require(problem, q, k, v, expected);
-    }
+    // The recurrence is the oracle: it has no chunks, and no blocks.
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("favor+hyperbolic")]
+    [InlineData("elu")]
+    [InlineData("relu projected")]
+    [InlineData("softplus")]
+    [InlineData("general exponential")]
+    [InlineData("general direct")]
+    public void Blocks_of_any_sizes_give_the_result_of_one_call(string map) =>
+        Holds(map, () => Law.ForAll(Cases(60), seed: 8000, random => (Shape: Shapes.Next(random, causal: true, Limit(150), Limit(40)), Seed: random.NextWord(), Normalize: random.NextBool()), sample =>
+        {
+            AttentionShape shape = sample.Shape;
+            AttentionProblem problem = Maps.Problem(map, shape, causal: true, sample.Normalize);
+            (float[] q, float[] k, float[] v) = Inputs(map, shape, sample.Seed);
+            AttentionState state = EngineRun.State(problem);
+            float[] actual = new float[shape.OutputElements];
+            foreach ((int first, int count) in Blocks.Of(shape.KeyLength, sample.Seed))
+            {
+                float[] output = Forward(
+                    Engine, problem with { Shape = shape.With(count, count) }, Blocks.Tokens(q, shape.Batch, shape.Heads * shape.KeyDimension, first, count),
+                    Blocks.Tokens(k, shape.Batch, shape.KeyHeads * shape.KeyDimension, first, count),
+                    Blocks.Tokens(v, shape.Batch, shape.KeyHeads * shape.ValueDimension, first, count), state, state);
+                Blocks.Place(output, actual, shape.Batch, shape.Heads * shape.ValueDimension, first, count);
+            }
+
+            ReferenceResult expected = ReferenceAttention.Recurrent(shape, Oracles.Kernel(problem), q, k, v, Oracles.Options(problem));
+            Tolerance.Require(actual, expected.Output, PlainAttention.Run(problem, q, k, v));
+            RequireState(expected.State, state);
+        }));
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("general exponential")]
+    [InlineData("general direct")]
+    public void Append_and_read_in_blocks_of_any_sizes_are_a_bidirectional_pass(string map) =>
+        Holds(map, () => Law.ForAll(Cases(60), seed: 8500, random => (Shape: Shapes.Next(random, causal: false, Limit(150), Limit(40)), Seed: random.NextWord(), Parts: random.Next(1, 4)), sample =>
+        {
+            AttentionShape shape = sample.Shape;
+            AttentionProblem problem = Maps.Problem(map, shape, causal: false);
+            (float[] q, float[] k, float[] v) = Inputs(map, shape, sample.Seed);
+
+            // Block after block to one of several states, which then merge: whoever saw a key, in whatever order, it was seen.
+            AttentionState[] parts = [.. Enumerable.Range(0, sample.Parts).Select(_ => EngineRun.State(problem))];
+            int next = 0;
+            foreach ((int first, int count) in Blocks.Of(shape.KeyLength, sample.Seed))
+            {
+                Append(
+                    Engine, problem with { Shape = shape.With(0, count) }, Blocks.Tokens(k, shape.Batch, shape.KeyHeads * shape.KeyDimension, first, count),
+                    Blocks.Tokens(v, shape.Batch, shape.KeyHeads * shape.ValueDimension, first, count), parts[next++ % parts.Length]);
+            }
+
+            AttentionState state = parts[^1].Fork();
+            Array.ForEach(parts[..^1], state.Merge);
+            float[] actual = new float[shape.OutputElements];
+            foreach ((int first, int count) in Blocks.Of(shape.QueryLength, sample.Seed + 1))
+            {
+                float[] output = Read(
+                    Engine, problem with { Shape = shape.With(count, 0) }, Blocks.Tokens(q, shape.Batch, shape.Heads * shape.KeyDimension, first, count), state);
+                Blocks.Place(output, actual, shape.Batch, shape.Heads * shape.ValueDimension, first, count);
+            }
+
+            ReferenceResult expected = ReferenceAttention.Recurrent(shape, Oracles.Kernel(problem), q, k, v, Oracles.Options(problem));
+            Tolerance.Require(actual, expected.Output, PlainAttention.Run(problem, q, k, v));
+            RequireState(expected.State, state);
+        }));
+
+    // Direct features have no scale, and a state between chunks is what it is inside a call.
+    [Theory]
+    [InlineData("elu")]
+    [InlineData("general direct")]
+    public void Blocks_of_whole_chunks_give_the_bits_of_one_call_with_direct_features(string map) =>
+        Law.ForAll(Cases(20), seed: 8800, random => (Length: random.Choose(random.Next(1, Math.Min(5 * Engine.SegmentMultiple, MaxLength)), Math.Min(Engine.SegmentMultiple * random.Next(1, 3), MaxLength - 1) + 1), Heads: random.Next(1, 3), Seed: random.NextWord()), sample =>
+        {
+            var shape = new AttentionShape(2, sample.Length, sample.Length, sample.Heads * 2, sample.Heads, 12, 10);
+            AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed);
+            AttentionState whole = EngineRun.State(problem);
+            float[] expected = Forward(Engine, problem, q, k, v, null, whole);
+            AttentionState state = EngineRun.State(problem);
+            float[] actual = new float[expected.Length];
+            foreach ((int first, int count) in Blocks.Of(sample.Length, sample.Seed, Engine.SegmentMultiple))
+            {
+                float[] output = Forward(
+                    Engine, problem with { Shape = shape.With(count, count) }, Blocks.Tokens(q, 2, shape.Heads * 12, first, count),
+                    Blocks.Tokens(k, 2, shape.KeyHeads * 12, first, count), Blocks.Tokens(v, 2, shape.KeyHeads * 10, first, count), state, state);
+                Blocks.Place(output, actual, 2, shape.Heads * 10, first, count);
+            }
+
+            RequireSameBits(expected, actual);
+            RequireSameBits(whole.Sums, state.Sums);
+            RequireSameBits(whole.Normalizers, state.Normalizers);
+        });
 
     [Theory]
     [InlineData("favor+")]
@@ -675,6 +757,29 @@ public abstract class EngineLaws
             if (BitConverter.SingleToInt32Bits(expected[i]) != BitConverter.SingleToInt32Bits(actual[i]))
             {
                 Assert.Fail($"element {i} of {expected.Length} changed from {expected[i]:g9} to {actual[i]:g9}");
+            }
+        }
+    }
+
+    /// <summary>A state against the recurrence's, relative to the normalisers: values are of size one.</summary>
+    private static void RequireState(ReferenceState expected, AttentionState actual)
+    {
+        for (int row = 0; row < actual.Normalizers.Length; row++)
+        {
+            double factor = actual.LogScale.IsEmpty ? 1 : Math.Exp(actual.LogScale[row] - expected.LogScale[row]);
+            bool isEmpty = !actual.LogScale.IsEmpty && float.IsNegativeInfinity(actual.LogScale[row]);
+            factor = isEmpty ? 1 : factor;
+            double z = expected.Normalizers[row];
+            Assert.Equal(z, actual.Normalizers[row] * factor, 1e-4 * (z + 1e-30));
+            for (int i = 0; i < actual.ValueDimension; i++)
+            {
+                int at = (row * actual.ValueDimension) + i;
+                Assert.Equal(expected.Sums[at], actual.Sums[at] * factor, 4e-4 * (z + 1e-30));
+            }
+
+            if (!actual.LogScale.IsEmpty && !isEmpty)
+            {
+                Assert.Equal(expected.LogScale[row], actual.LogScale[row], 1e-5 * (1 + Math.Abs(expected.LogScale[row])));
             }
         }
     }

@@ -5,12 +5,46 @@ namespace Gpu.Attention.Tests;
 /// <summary>Runs an engine with poison in and around everything that it is to write, workspace included.</summary>
 internal static class EngineRun
 {
-    private delegate void Call(AttentionProblem problem, in AttentionBuffers buffers);
-
     public static float[] Forward(
         IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value,
-        AttentionState? initialState = null, AttentionState? finalState = null, long? workspaceBytes = null) =>
-        Run(engine.Forward, engine, memory, problem, query, key, value, initialState, finalState, workspaceBytes);
+        AttentionState? initialState = null, AttentionState? finalState = null, long? workspaceBytes = null)
+    {
+        problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalState is not null };
+        AttentionShape shape = problem.Shape;
+        using PlacedBuffer q = memory.Place(new PoisonedBuffer(query, misalignment: 1));
+        using PlacedBuffer k = memory.Place(new PoisonedBuffer(key, misalignment: 3));
+        using PlacedBuffer v = memory.Place(new PoisonedBuffer(value, misalignment: 5));
+        using PlacedBuffer o = memory.Place(new PoisonedBuffer(shape.OutputElements, misalignment: 7));
+        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer(((workspaceBytes ?? engine.WorkspaceBytes(problem)) + 3) / 4, misalignment: 1));
+        using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
+
+        // The state that comes in may be the one that goes out.
+        bool inPlace = ReferenceEquals(initialState, finalState);
+        using PlacedState? separate = finalState is null || inPlace ? null : new PlacedState(memory, finalState, hasContent: false);
+        PlacedState? final = inPlace ? initial : separate;
+        engine.Forward(problem, new AttentionBuffers
+        {
+            Query = TensorBuffer.Dense(q.Region, shape.QueryLength, shape.Heads, shape.KeyDimension),
+            Key = TensorBuffer.Dense(k.Region, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
+            Value = TensorBuffer.Dense(v.Region, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
+            Output = TensorBuffer.Dense(o.Region, shape.QueryLength, shape.Heads, shape.ValueDimension),
+            InitialState = initial?.Buffers ?? default,
+            FinalState = final?.Buffers ?? default,
+            Workspace = workspace.Region,
+        });
+        foreach (PlacedBuffer buffer in new[] { q, k, v, o, workspace })
+        {
+            buffer.Refresh();
+        }
+
+        final?.CopyTo(finalState!);
+        o.Image.RequireFullyWritten();
+        workspace.Image.RequireGuardsIntact();
+        Assert.Equal(query, q.Image.Span.ToArray());
+        Assert.Equal(key, k.Image.Span.ToArray());
+        Assert.Equal(value, v.Image.Span.ToArray());
+        return o.Image.Span.ToArray();
+    }
 
     /// <summary>Runs a causal problem a segment of tokens after the other, with a state between them that keeps its scale; also the state's last maximum.</summary>
     public static (float[] Output, float[] Maximum) ForwardInSegments(
@@ -71,11 +105,11 @@ internal static class EngineRun
     /// <summary>Adds keys and values to a state.</summary>
     public static void Append(
         IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] key, float[] value, AttentionState state) =>
-        Run(engine.Append, engine, memory, WithLengths(problem, 0, problem.Shape.KeyLength), [], key, value, state, state);
+        Forward(engine, memory, WithLengths(problem, 0, problem.Shape.KeyLength), [], key, value, state, state);
 
     /// <summary>Reads a state with queries.</summary>
     public static float[] Read(IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, AttentionState state) =>
-        Run(engine.Read, engine, memory, WithLengths(problem, problem.Shape.QueryLength, 0), query, [], [], state, null);
+        Forward(engine, memory, WithLengths(problem, problem.Shape.QueryLength, 0), query, [], [], state);
 
     public static AttentionState State(AttentionProblem problem) => new(
         problem.Shape.Batch, problem.Shape.KeyHeads, problem.Features!.FeatureDimension, problem.Shape.ValueDimension, problem.Features.Family);
@@ -83,48 +117,7 @@ internal static class EngineRun
     private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
     {
         AttentionShape s = problem.Shape;
-        return problem with { Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension) };
-    }
-
-    private static float[] Run(
-        Call call, IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value,
-        AttentionState? initialState, AttentionState? finalState, long? workspaceBytes = null)
-    {
-        problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalState is not null };
-        AttentionShape shape = problem.Shape;
-        using PlacedBuffer q = memory.Place(new PoisonedBuffer(query, misalignment: 1));
-        using PlacedBuffer k = memory.Place(new PoisonedBuffer(key, misalignment: 3));
-        using PlacedBuffer v = memory.Place(new PoisonedBuffer(value, misalignment: 5));
-        using PlacedBuffer o = memory.Place(new PoisonedBuffer(shape.OutputElements, misalignment: 7));
-        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer(((workspaceBytes ?? engine.WorkspaceBytes(problem)) + 3) / 4, misalignment: 1));
-        using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
-
-        // The state that comes in may be the one that goes out.
-        bool inPlace = ReferenceEquals(initialState, finalState);
-        using PlacedState? separate = finalState is null || inPlace ? null : new PlacedState(memory, finalState, hasContent: false);
-        PlacedState? final = inPlace ? initial : separate;
-        call(problem, new AttentionBuffers
-        {
-            Query = TensorBuffer.Dense(q.Region, shape.QueryLength, shape.Heads, shape.KeyDimension),
-            Key = TensorBuffer.Dense(k.Region, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
-            Value = TensorBuffer.Dense(v.Region, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
-            Output = TensorBuffer.Dense(o.Region, shape.QueryLength, shape.Heads, shape.ValueDimension),
-            InitialState = initial?.Buffers ?? default,
-            FinalState = final?.Buffers ?? default,
-            Workspace = workspace.Region,
-        });
-        foreach (PlacedBuffer buffer in new[] { q, k, v, o, workspace })
-        {
-            buffer.Refresh();
-        }
-
-        final?.CopyTo(finalState!);
-        o.Image.RequireFullyWritten();
-        workspace.Image.RequireGuardsIntact();
-        Assert.Equal(query, q.Image.Span.ToArray());
-        Assert.Equal(key, k.Image.Span.ToArray());
-        Assert.Equal(value, v.Image.Span.ToArray());
-        return o.Image.Span.ToArray();
+        return problem with { Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension), Causal = false };
     }
 
     /// <summary>A state in an engine's memory.</summary>

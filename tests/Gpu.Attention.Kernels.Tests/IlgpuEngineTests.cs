@@ -51,10 +51,6 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
         public void Forward(AttentionProblem problem, in AttentionBuffers buffers) => engine.Forward(problem, buffers);
 
-        public void Append(AttentionProblem problem, in AttentionBuffers buffers) => engine.Append(problem, buffers);
-
-        public void Read(AttentionProblem problem, in AttentionBuffers buffers) => engine.Read(problem, buffers);
-
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
             engine.Backward(problem, buffers, gradients);
     }

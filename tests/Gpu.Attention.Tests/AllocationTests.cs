@@ -36,4 +36,34 @@ public sealed class AllocationTests
 
         Assert.Equal(0, least);
     }
+
+    [Theory]
+    [InlineData(1, 8)]
+    [InlineData(1, 1)]
+    [InlineData(5, 8)]
+    public void A_second_token_allocates_nothing(int tokens, int heads)
+    {
+        var shape = new AttentionShape(2, tokens, heads, 16);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1, 0.5);
+        float[] output = new float[shape.OutputElements];
+        using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        using var favor = new LinearAttention(device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(32, 16, 1)));
+        using var elu = new LinearAttention(device, FeatureMap.EluPlusOne);
+        AttentionState favorState = favor.CreateState(2, heads, 16);
+        AttentionState eluState = elu.CreateState(2, heads, 16, 16);
+        long least = long.MaxValue;
+        for (int round = 0; round < 20 && least > 0; round++)
+        {
+            long before = GC.GetTotalAllocatedBytes(precise: true);
+            favor.Step(favorState, shape, q, k, v, output);
+            favor.Append(favorState, shape, k, v);
+            favor.Read(favorState, shape, q, output);
+            elu.Step(eluState, shape, q, k, v, output);
+            elu.Append(eluState, shape, k, v);
+            elu.Read(eluState, shape, q, output);
+            least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
+        }
+
+        Assert.Equal(0, least);
+    }
 }

@@ -183,20 +183,6 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     }
 
     /// <inheritdoc/>
-    public void Append(AttentionProblem problem, in AttentionBuffers buffers)
-    {
-        ArgumentNullException.ThrowIfNull(problem);
-        Forward(WithLengths(problem, 0, problem.Shape.KeyLength) with { WantsFinalState = true }, buffers);
-    }
-
-    /// <inheritdoc/>
-    public void Read(AttentionProblem problem, in AttentionBuffers buffers)
-    {
-        ArgumentNullException.ThrowIfNull(problem);
-        Forward(WithLengths(problem, problem.Shape.QueryLength, 0) with { WantsFinalState = false }, buffers);
-    }
-
-    /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The device engine has no backward pass yet.");
 
@@ -216,16 +202,6 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     /// <summary>Groups of a kernel whose threads stride over any number of elements.</summary>
     internal static int ScanGroups(Accelerator accelerator, long elements, int groupSize) =>
         (int)Math.Min(((elements - 1) / groupSize) + 1, (long)accelerator.NumMultiprocessors * ScanGroupsPerMultiprocessor);
-
-    private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
-    {
-        AttentionShape s = problem.Shape;
-        return problem with
-        {
-            Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension),
-            Causal = false,
-        };
-    }
 
     private void ThrowUnlessSupported(AttentionProblem problem)
     {

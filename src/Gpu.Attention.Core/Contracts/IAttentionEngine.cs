@@ -107,22 +107,13 @@ public interface IAttentionEngine
     long MinimumWorkspaceBytes(AttentionProblem problem);
 
     /// <summary>Computes the output, and the final state where one is wanted.</summary>
+    /// <remarks>
+    /// Without queries it appends keys and values to the state; without keys it reads the state. The final state may lie where the initial one does.
+    /// </remarks>
     /// <param name="problem">A supported problem.</param>
     /// <param name="buffers">Its buffers.</param>
     /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
     void Forward(AttentionProblem problem, in AttentionBuffers buffers);
-
-    /// <summary>Adds keys and values to the initial state and leaves the sum in the final state.</summary>
-    /// <param name="problem">A supported problem.</param>
-    /// <param name="buffers">Keys, values and both states.</param>
-    /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
-    void Append(AttentionProblem problem, in AttentionBuffers buffers);
-
-    /// <summary>Reads the initial state with queries into outputs.</summary>
-    /// <param name="problem">A supported problem.</param>
-    /// <param name="buffers">Queries, outputs and the initial state.</param>
-    /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
-    void Read(AttentionProblem problem, in AttentionBuffers buffers);
 
     /// <summary>Computes the gradients of a forward pass.</summary>
     /// <param name="problem">The forward pass's problem.</param>

@@ -1,6 +1,5 @@
 using System.Buffers.Binary;
 using System.Runtime.InteropServices;
-using System.Security.Cryptography;
 
 namespace Gpu.Attention;
 
@@ -417,66 +416,37 @@ public sealed class RandomProjection : IEquatable<RandomProjection>
     {
         private const int Version = 1;
         private const int HeaderBytes = 32;
-        private const int BlockElements = 1 << 16;
+        private const int MarkBytes = 12;
+        private const string Kind = "projection file";
 
         private static ReadOnlySpan<byte> Magic => "GpuAttnW"u8;
 
         public static void Write(Stream stream, RandomProjection projection)
         {
-            using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
-            byte[] header = new byte[HeaderBytes];
+            using var writer = new ChecksummedWriter(stream);
+            Span<byte> header = stackalloc byte[HeaderBytes];
+            header.Clear();
             Magic.CopyTo(header);
-            BinaryPrimitives.WriteInt32LittleEndian(header.AsSpan(8), Version);
-            BinaryPrimitives.WriteInt32LittleEndian(header.AsSpan(12), projection.NumFeatures);
-            BinaryPrimitives.WriteInt32LittleEndian(header.AsSpan(16), projection.Dimension);
+            BinaryPrimitives.WriteInt32LittleEndian(header[8..], Version);
+            BinaryPrimitives.WriteInt32LittleEndian(header[12..], projection.NumFeatures);
+            BinaryPrimitives.WriteInt32LittleEndian(header[16..], projection.Dimension);
             header[20] = (byte)projection.Kind;
             header[21] = (byte)projection._rowLength;
             header[22] = projection.IsAntithetic ? (byte)1 : (byte)0;
-            BinaryPrimitives.WriteUInt64LittleEndian(header.AsSpan(24), projection._seed);
-            Append(header);
-
-            byte[] block = new byte[BlockElements * sizeof(float)];
-            ReadOnlySpan<float> rest = projection.Matrix;
-            while (rest.Length > 0)
-            {
-                int count = Math.Min(BlockElements, rest.Length);
-                for (int i = 0; i < count; i++)
-                {
-                    BinaryPrimitives.WriteSingleLittleEndian(block.AsSpan(i * sizeof(float)), rest[i]);
-                }
-
-                Append(block.AsSpan(0, count * sizeof(float)));
-                rest = rest[count..];
-            }
-
-            stream.Write(hash.GetHashAndReset());
-
-            void Append(ReadOnlySpan<byte> bytes)
-            {
-                hash.AppendData(bytes);
-                stream.Write(bytes);
-            }
+            BinaryPrimitives.WriteUInt64LittleEndian(header[24..], projection._seed);
+            writer.Write(header);
+            writer.Write(projection.Matrix);
+            writer.End();
         }
 
         public static RandomProjection Read(Stream stream)
         {
-            using var hash = IncrementalHash.CreateHash(HashAlgorithmName.SHA256);
-            byte[] header = new byte[HeaderBytes];
-            Fill(stream, header, "header");
-            hash.AppendData(header);
-            if (!header.AsSpan(0, Magic.Length).SequenceEqual(Magic))
-            {
-                throw new InvalidDataException("This is no projection file: it does not begin with its mark.");
-            }
-
-            int version = BinaryPrimitives.ReadInt32LittleEndian(header.AsSpan(8));
-            if (version != Version)
-            {
-                throw new InvalidDataException($"The projection file has version {version}; only version {Version} is known.");
-            }
-
-            int numFeatures = BinaryPrimitives.ReadInt32LittleEndian(header.AsSpan(12));
-            int dimension = BinaryPrimitives.ReadInt32LittleEndian(header.AsSpan(16));
+            using var reader = new ChecksummedReader(stream, Kind);
+            reader.ReadMark(Magic, Version);
+            Span<byte> header = stackalloc byte[HeaderBytes];
+            reader.Read(header[MarkBytes..], "header");
+            int numFeatures = BinaryPrimitives.ReadInt32LittleEndian(header[12..]);
+            int dimension = BinaryPrimitives.ReadInt32LittleEndian(header[16..]);
             long elements = (long)numFeatures * dimension;
             if (numFeatures <= 0 || dimension <= 0 || elements > Array.MaxLength)
             {
@@ -485,71 +455,28 @@ public sealed class RandomProjection : IEquatable<RandomProjection>
 
             var kind = (ProjectionKind)header[20];
             var rowLength = (RowLength)header[21];
-            ulong seed = BinaryPrimitives.ReadUInt64LittleEndian(header.AsSpan(24));
+            ulong seed = BinaryPrimitives.ReadUInt64LittleEndian(header[24..]);
             if (!Enum.IsDefined(kind) || !Enum.IsDefined(rowLength) || header[22] > 1 || header[23] != 0 ||
                 (kind == ProjectionKind.Matrix && (seed != 0 || rowLength != default)))
             {
                 throw new InvalidDataException($"The projection file has an unknown recipe ({header[20]}, {header[21]}, {header[22]}, {header[23]}).");
             }
 
-            float[] matrix = ReadMatrix(stream, hash, (int)elements);
-            byte[] checksum = new byte[SHA256.HashSizeInBytes];
-            Fill(stream, checksum, "checksum");
-            if (!hash.GetHashAndReset().AsSpan().SequenceEqual(checksum))
-            {
-                throw new InvalidDataException("The projection file was altered: its checksum does not fit its content.");
-            }
-
-            if (stream.ReadByte() >= 0)
-            {
-                throw new InvalidDataException("The projection file goes on after its end.");
-            }
-
+            bool antithetic = header[22] == 1;
+            float[] matrix = reader.ReadFloats((int)elements, "matrix");
+            reader.End();
             int bad = IndexOfNonFinite(matrix);
             if (bad >= 0)
             {
                 throw new InvalidDataException($"Row {bad / dimension}, column {bad % dimension} of the projection file's matrix is {matrix[bad]}.");
             }
 
-            bool antithetic = header[22] == 1;
             if (antithetic && !IsNegatedHalf(matrix, numFeatures))
             {
                 throw new InvalidDataException("The projection file says [W; −W], but its second half is not the negated first.");
             }
 
             return new RandomProjection(kind, numFeatures, dimension, seed, rowLength, antithetic, matrix);
-        }
-
-        private static float[] ReadMatrix(Stream stream, IncrementalHash hash, int elements)
-        {
-            if (stream.CanSeek && stream.Length - stream.Position < (long)elements * sizeof(float))
-            {
-                throw Truncated("matrix");
-            }
-
-            // A stream that can't tell its length gets memory as it delivers, at most twice as much as it has delivered.
-            float[] matrix = new float[stream.CanSeek ? elements : Math.Min(elements, BlockElements)];
-            byte[] block = new byte[(int)Math.Min(BlockElements, (long)elements) * sizeof(float)];
-            for (int done = 0; done < elements;)
-            {
-                if (done == matrix.Length)
-                {
-                    Array.Resize(ref matrix, (int)Math.Min(elements, 2L * done));
-                }
-
-                int count = Math.Min(BlockElements, matrix.Length - done);
-                Span<byte> bytes = block.AsSpan(0, count * sizeof(float));
-                Fill(stream, bytes, "matrix");
-                hash.AppendData(bytes);
-                for (int i = 0; i < count; i++)
-                {
-                    matrix[done + i] = BinaryPrimitives.ReadSingleLittleEndian(bytes[(i * sizeof(float))..]);
-                }
-
-                done += count;
-            }
-
-            return matrix;
         }
 
         private static bool IsNegatedHalf(ReadOnlySpan<float> matrix, int numFeatures)
@@ -570,15 +497,5 @@ public sealed class RandomProjection : IEquatable<RandomProjection>
 
             return true;
         }
-
-        private static void Fill(Stream stream, Span<byte> destination, string part)
-        {
-            if (stream.ReadAtLeast(destination, destination.Length, throwOnEndOfStream: false) < destination.Length)
-            {
-                throw Truncated(part);
-            }
-        }
-
-        private static InvalidDataException Truncated(string part) => new($"The projection file ends inside its {part}.");
     }
 }

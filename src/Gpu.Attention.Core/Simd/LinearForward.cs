@@ -8,7 +8,7 @@ namespace Gpu.Attention;
 
 /// <summary>The forward pass of linear attention on the host; <c>Simd/README.md</c> derives it.</summary>
 /// <remarks>Shape tags: C tokens of a chunk, r features, d inputs, dv values; strides round up to whole vectors.</remarks>
-internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBody, IForwardPass
+internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTokens) : IParallelBody, IForwardPass
     where TV : struct, ISimdVector<TV>
 {
     private const int Chunk = LinearLayout.Chunk;
@@ -55,17 +55,19 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         Scan,
         Read,
         Export,
+        Token,
     }
 
     /// <summary>The scratch memory that a problem takes.</summary>
-    public static long WorkspaceBytes(AttentionProblem problem, int degree) => new LinearLayout(problem, degree, TV.Count).Bytes;
+    public static long WorkspaceBytes(AttentionProblem problem, int degree, bool sweepsTokens) =>
+        new LinearLayout(problem, degree, TV.Count, sweepsTokens).Bytes;
 
     /// <inheritdoc/>
     public void Run(AttentionProblem problem, in AttentionBuffers buffers)
     {
         _problem = problem;
         _buffers = buffers;
-        _layout = new LinearLayout(problem, loop.Degree, TV.Count);
+        _layout = new LinearLayout(problem, loop.Degree, TV.Count, sweepsTokens);
         _query = PackedForm<TV>.Of(problem.Features!.Query);
         _key = PackedForm<TV>.Of(problem.Features.Key);
         _epsilon = problem.FeatureEpsilon;
@@ -81,7 +83,12 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
             Do(Phase.Stabilize, _layout.Chains);
         }
 
-        if (_layout.ByChain)
+        // A state that keeps its scale lies between segments, where one piece would have a chunk.
+        if (_layout.ByToken && buffers.InitialState.Maximum.IsEmpty && buffers.FinalState.Maximum.IsEmpty)
+        {
+            RunByToken();
+        }
+        else if (_layout.ByChain)
         {
             Do(Phase.Chain, _layout.Chains);
         }
@@ -96,9 +103,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
     /// <inheritdoc/>
     void IParallelBody.Run(long item, int slot)
     {
-        var scratch = new Scratch(
-            _scratch + (slot * _layout.ScratchFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride,
-            _layout.InputStride, _layout.InputDimension, _layout.Segments);
+        Scratch scratch = ScratchAt(slot);
         switch (_phase)
         {
             case Phase.Stabilize:
@@ -127,6 +132,9 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
                 break;
             case Phase.Export:
                 Export(item, StateAt(item));
+                break;
+            case Phase.Token:
+                RunToken(item, slot);
                 break;
         }
     }
@@ -186,6 +194,10 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         _phase = phase;
         loop.Run(this, items);
     }
+
+    private Scratch ScratchAt(int slot) => new(
+        _scratch + (slot * _layout.ScratchFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride, _layout.InputStride,
+        _layout.InputDimension, _layout.Segments);
 
     private State StateAt(long index) =>
         new(_states + (index * _layout.StateFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride);
@@ -675,7 +687,7 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
                 SimdBlas<TV>.AddCausalProduct(n, 0, n, scratch.Scores, Chunk, values, dvStride, dvStride, scratch.Output, dvStride);
             }
 
-            WriteOutput(_buffers.Output.Row(batch, token, head), n, scratch);
+            WriteOutput(_buffers.Output.Row(batch, token, head), n, (nint)_buffers.Output.TokenStride, scratch);
         }
     }
 
@@ -701,6 +713,13 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
             RowTerms(_query, n, x, stride, mapped, mappedStride, scratch.RowTerm);
         }
 
+        ActivateQueries(n, scratch, scale, normalizers);
+    }
+
+    /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
+    private void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    {
+        int rs = _layout.FeatureStride;
         if (_mode == FeatureMode.Logarithmic)
         {
             ExponentiateQueries(n, scratch, scale, normalizers);
@@ -797,13 +816,13 @@ internal sealed unsafe class LinearForward<TV>(ParallelLoop loop) : IParallelBod
         }
     }
 
-    private void WriteOutput(float* output, int n, Scratch scratch)
+    private void WriteOutput(float* output, int n, nint stride, Scratch scratch)
     {
         int dv = _problem.Shape.ValueDimension;
         for (int row = 0; row < n; row++)
         {
             var sums = new ReadOnlySpan<float>(scratch.Output + ((nint)row * _layout.ValueStride), dv);
-            var target = new Span<float>(output + (row * _buffers.Output.TokenStride), dv);
+            var target = new Span<float>(output + (row * stride), dv);
             if (_problem.Normalize)
             {
                 float denominator = scratch.Denominator[row];

@@ -16,7 +16,13 @@ internal readonly struct LinearLayout
     /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
     private const int ChunksPerThread = 8;
 
-    public unsafe LinearLayout(AttentionProblem problem, int degree, int vectorLength)
+    /// <summary>The most rows of a token, keys' and queries', that are projected together: they lie where a chunk's keys would.</summary>
+    private const int MaxTokenRows = 56;
+
+    /// <summary>The sums of a token's states, in floats, from which on other threads wake up in time to help: 2 MB, some 50 µs of work.</summary>
+    private const long FloatsWorthThreads = 1 << 19;
+
+    public unsafe LinearLayout(AttentionProblem problem, int degree, int vectorLength, bool sweepsTokens = true)
     {
         FeaturePair features = problem.Features!;
         AttentionShape shape = problem.Shape;
@@ -27,10 +33,15 @@ internal readonly struct LinearLayout
         Chains = (long)shape.Batch * shape.KeyHeads;
         KeyChunks = Pieces(shape.KeyLength, Chunk);
         QueryChunks = Pieces(shape.QueryLength, Chunk);
+        ByToken = sweepsTokens && IsOneToken(problem);
+        int tokenHeads = Math.Clamp(MaxTokenRows / (1 + shape.HeadGroup), 1, shape.KeyHeads);
+        TokensOnThreads = Chains * Features * ValueStride >= FloatsWorthThreads;
+        TokenHeads = TokensOnThreads ? (int)Math.Clamp(Chains / degree, 1, tokenHeads) : tokenHeads;
         ByChain = degree == 1 || Chains % degree == 0 || Chains >= 4L * degree;
         bool segments = problem.Causal && features.Family == FeatureFamily.Exponential;
 
-        KeysFloats = new Keys(null, Features, FeatureStride, ValueStride).Floats;
+        long tokenFloats = shape.HeadGroup < MaxTokenRows ? new Token(null, tokenHeads, shape.HeadGroup, FeatureStride, ValueStride).Floats : 0;
+        KeysFloats = Math.Max(new Keys(null, Features, FeatureStride, ValueStride).Floats, tokenFloats);
         StateFloats = new State(null, Features, FeatureStride, ValueStride).Floats;
         ScratchFloats = new Scratch(null, Features, FeatureStride, ValueStride, inputStride, shape.KeyDimension, segments).Floats;
         InputStride = inputStride;
@@ -65,6 +76,15 @@ internal readonly struct LinearLayout
     /// <summary>True when each chain runs in one thread.</summary>
     public bool ByChain { get; }
 
+    /// <summary>True when a token at most is read and added where the caller's state lies.</summary>
+    public bool ByToken { get; }
+
+    /// <summary>True when threads share a token's heads.</summary>
+    public bool TokensOnThreads { get; }
+
+    /// <summary>Key heads of a token that are projected together.</summary>
+    public int TokenHeads { get; }
+
     /// <summary>Chunks of every chain that are kept at once.</summary>
     public int BlockChunks { get; }
 
@@ -88,6 +108,15 @@ internal readonly struct LinearLayout
     public static int Pieces(int length, int size) => (int)(((long)length + size - 1) / size);
 
     public static int RoundUp(int length, int multiple) => (length + multiple - 1) / multiple * multiple;
+
+    // Step: a query, a key, and both states. Append: no query. Read: no key, and the state stays.
+    private static bool IsOneToken(AttentionProblem problem)
+    {
+        AttentionShape shape = problem.Shape;
+        bool isPlain = problem.Features!.Family == FeatureFamily.Direct || (problem.Convention == ReferenceConvention.None && problem.FeatureEpsilon == 0);
+        return isPlain && problem.HasInitialState && shape.HeadGroup < MaxTokenRows && problem.WantsFinalState == (shape.KeyLength == 1) &&
+            (shape.QueryLength, shape.KeyLength, problem.Causal) is (1, 1, true) or (0, 1, _) or (1, 0, _);
+    }
 
     private static long Line(long floats) => (floats + LineFloats - 1) / LineFloats * LineFloats;
 
@@ -178,6 +207,64 @@ internal readonly struct LinearLayout
 
         /// <summary>The largest log feature so far, where a final state is wanted.</summary>
         public float* Maximum { get; }
+
+        public long Floats { get; }
+    }
+
+    /// <summary>One token of some heads.</summary>
+    public readonly unsafe struct Token
+    {
+        public Token(float* start, int heads, int group, int featureStride, int valueStride)
+        {
+            var arena = new Arena(start);
+            Keys = arena.Take((long)heads * featureStride);
+            KeyTerms = arena.Take(heads);
+            Queries = arena.Take((long)heads * group * featureStride);
+            QueryTerms = arena.Take((long)heads * group);
+            Value = arena.Take(valueStride);
+            Normalizers = arena.Take(featureStride);
+            Scale = arena.Take(featureStride);
+            Raise = arena.Take(featureStride);
+            Weight = arena.Take(featureStride);
+            Final = arena.Take(featureStride);
+            FinalScale = arena.Take(featureStride);
+            Lanes = arena.Take(LineFloats);
+            Floats = arena.Floats;
+        }
+
+        /// <summary>Projected keys, a row a head.</summary>
+        public float* Keys { get; }
+
+        public float* KeyTerms { get; }
+
+        /// <summary>Projected queries, a row a head.</summary>
+        public float* Queries { get; }
+
+        public float* QueryTerms { get; }
+
+        /// <summary>One head's value.</summary>
+        public float* Value { get; }
+
+        /// <summary>z at the scale that is read at.</summary>
+        public float* Normalizers { get; }
+
+        /// <summary>The scale that is read at.</summary>
+        public float* Scale { get; }
+
+        /// <summary>What brings the sums to <see cref="Scale"/>.</summary>
+        public float* Raise { get; }
+
+        /// <summary>The key's features at <see cref="Scale"/>.</summary>
+        public float* Weight { get; }
+
+        /// <summary>z with the token.</summary>
+        public float* Final { get; }
+
+        /// <summary>c with the token.</summary>
+        public float* FinalScale { get; }
+
+        /// <summary>A vector.</summary>
+        public float* Lanes { get; }
 
         public long Floats { get; }
     }

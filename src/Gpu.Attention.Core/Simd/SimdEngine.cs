@@ -14,13 +14,14 @@ internal sealed class SimdEngine : IAttentionEngine
 
     /// <summary>Creates an engine.</summary>
     /// <param name="maxDegreeOfParallelism">The most threads that work on one call; 0 for one a core.</param>
-    public SimdEngine(int maxDegreeOfParallelism = 0)
+    /// <param name="sweepsTokens">False to run a single token as a chunk of one, for comparison: the bits are the same.</param>
+    public SimdEngine(int maxDegreeOfParallelism = 0, bool sweepsTokens = true)
     {
         _degree = maxDegreeOfParallelism > 0 ? maxDegreeOfParallelism : Environment.ProcessorCount;
-        _backend = Vector512.IsHardwareAccelerated ? new Backend<V512>(_degree)
-            : Vector256.IsHardwareAccelerated ? new Backend<V256>(_degree)
-            : Vector128.IsHardwareAccelerated ? new Backend<V128>(_degree)
-            : new Backend<V32>(_degree);
+        _backend = Vector512.IsHardwareAccelerated ? new Backend<V512>(_degree, sweepsTokens)
+            : Vector256.IsHardwareAccelerated ? new Backend<V256>(_degree, sweepsTokens)
+            : Vector128.IsHardwareAccelerated ? new Backend<V128>(_degree, sweepsTokens)
+            : new Backend<V32>(_degree, sweepsTokens);
     }
 
     /// <inheritdoc/>
@@ -82,14 +83,6 @@ internal sealed class SimdEngine : IAttentionEngine
     }
 
     /// <inheritdoc/>
-    public void Append(AttentionProblem problem, in AttentionBuffers buffers) =>
-        Forward(WithLengths(problem, 0, problem.Shape.KeyLength) with { WantsFinalState = true }, buffers);
-
-    /// <inheritdoc/>
-    public void Read(AttentionProblem problem, in AttentionBuffers buffers) =>
-        Forward(WithLengths(problem, problem.Shape.QueryLength, 0) with { WantsFinalState = false }, buffers);
-
-    /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The host engine has no backward pass yet.");
 
@@ -114,16 +107,6 @@ internal sealed class SimdEngine : IAttentionEngine
         }
     }
 
-    private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
-    {
-        AttentionShape s = problem.Shape;
-        return problem with
-        {
-            Shape = new AttentionShape(s.Batch, queries, keys, s.Heads, s.KeyHeads, s.KeyDimension, s.ValueDimension),
-            Causal = false,
-        };
-    }
-
     /// <summary>The engine at one vector width.</summary>
     private abstract class Backend
     {
@@ -134,7 +117,7 @@ internal sealed class SimdEngine : IAttentionEngine
         public abstract void Forward(AttentionProblem problem, in AttentionBuffers buffers);
     }
 
-    private sealed class Backend<TV>(int degree) : Backend
+    private sealed class Backend<TV>(int degree, bool sweepsTokens) : Backend
         where TV : struct, ISimdVector<TV>
     {
         private readonly Stack<IForwardPass> _linear = new();
@@ -144,7 +127,7 @@ internal sealed class SimdEngine : IAttentionEngine
 
         // The start of the workspace is aligned to a cache line by the pass itself.
         public override long WorkspaceBytes(AttentionProblem problem) =>
-            64 + (problem.Features is null ? SoftmaxForward<TV>.WorkspaceBytes(problem, degree) : LinearForward<TV>.WorkspaceBytes(problem, degree));
+            64 + (problem.Features is null ? SoftmaxForward<TV>.WorkspaceBytes(problem, degree) : LinearForward<TV>.WorkspaceBytes(problem, degree, sweepsTokens));
 
         public override void Forward(AttentionProblem problem, in AttentionBuffers buffers)
         {
@@ -157,7 +140,7 @@ internal sealed class SimdEngine : IAttentionEngine
 
             pass ??= problem.Features is null
                 ? new SoftmaxForward<TV>(new ParallelLoop(degree))
-                : new LinearForward<TV>(new ParallelLoop(degree));
+                : new LinearForward<TV>(new ParallelLoop(degree), sweepsTokens);
             try
             {
                 pass.Run(problem, buffers);

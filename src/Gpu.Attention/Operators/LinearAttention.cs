@@ -33,13 +33,17 @@ public sealed record LinearAttentionOptions
 /// <remarks>
 /// <para>Tensors are dense, row-major float32: query <c>[B, T, H, D]</c>, key <c>[B, S, Hk, D]</c>, value <c>[B, S, Hk, Dv]</c>, output
 /// <c>[B, T, H, Dv]</c>. Sizes may change from call to call. A second call with the same sizes allocates nothing.</para>
+/// <para>A sequence that comes in pieces keeps what it has seen in an <see cref="AttentionState"/>: <see cref="CreateState"/>, then <c>Append</c>, <c>Read</c>, <c>Step</c>.</para>
 /// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.
 /// The same input gives the same bits, whatever the number of threads and whatever else is in the batch.</para>
 /// </remarks>
 public sealed unsafe partial class LinearAttention : IDisposable
 {
     private readonly Executor _executor;
-    private AttentionProblem? _problem;
+
+    // The last problem of each kind of call, so that calls of one shape, taking turns, allocate nothing.
+    private readonly AttentionProblem?[] _problems = new AttentionProblem?[Enum.GetValues<Call>().Length];
+    private Lowering? _lowering;
 
     /// <summary>Creates an operator.</summary>
     /// <param name="device">Where it runs. The operator does not own it.</param>
@@ -66,6 +70,14 @@ public sealed unsafe partial class LinearAttention : IDisposable
 
         Features = features;
         _executor = new Executor(device);
+    }
+
+    private enum Call
+    {
+        Forward,
+        Append,
+        Read,
+        Step,
     }
 
     /// <summary>The device asked for, and on <see cref="ComputeDevice.Reason"/> why.</summary>
@@ -161,7 +173,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
         }
     }
 
-    /// <summary>Creates the state of having seen nothing.</summary>
+    /// <summary>Creates the state of having seen nothing. It knows the feature map, and no operator with another takes it.</summary>
     /// <param name="batch">N, the number of sequences.</param>
     /// <param name="heads">Hk, the key heads.</param>
     /// <param name="valueDimension">Dv.</param>
@@ -169,11 +181,19 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <exception cref="ArgumentException">A size is wrong, or missing, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
     public AttentionState CreateState(int batch, int heads, int valueDimension, int? keyDimension = null)
     {
-        int dimension = keyDimension ?? Features.InputDimension
-            ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension));
-        FeaturePair pair = Features.Lower(dimension, Options.Scale ?? Features.DefaultScale(dimension));
-        return new AttentionState(batch, heads, pair.FeatureDimension, valueDimension, pair.Family);
+        Lowering lowering = Lowered(keyDimension);
+        return new AttentionState(
+            batch, heads, lowering.Pair.FeatureDimension, valueDimension, lowering.Pair.Family, lowering.Identity);
     }
+
+    /// <summary>Reads a state that <see cref="AttentionState.Save"/> wrote, from a stream's position to its end; one of another feature map is refused.</summary>
+    /// <param name="stream">The stream, taken for untrusted.</param>
+    /// <param name="keyDimension">D; may be left out where the feature map takes rows of one dimension only.</param>
+    /// <exception cref="ArgumentException">D is missing, or the feature map does not take rows of <paramref name="keyDimension"/>.</exception>
+    /// <exception cref="InvalidDataException">
+    /// The stream holds no state, or not all of it, or one of another feature map, or it was altered, or an element is NaN or infinite; the message says which.
+    /// </exception>
+    public AttentionState LoadState(Stream stream, int? keyDimension = null) => AttentionState.Load(stream, Lowered(keyDimension).Identity);
 
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
@@ -185,7 +205,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <summary>Releases the operator's scratch memory.</summary>
     public void Dispose() => _executor.Dispose();
 
-    private static void RequireFit(AttentionState? state, AttentionProblem problem, string parameter)
+    private void RequireFit(AttentionState? state, AttentionProblem problem, string parameter)
     {
         AttentionShape shape = problem.Shape;
         FeaturePair features = problem.Features!;
@@ -196,6 +216,11 @@ public sealed unsafe partial class LinearAttention : IDisposable
                 $"{state} does not fit a state [{shape.Batch}, {shape.KeyHeads}, {features.FeatureDimension}, {shape.ValueDimension}] " +
                 $"({features.Family}) of {shape}.", parameter);
         }
+
+        if (state is not null && state.Features.IsKnown && state.Features != Lowered(shape.KeyDimension).Identity)
+        {
+            throw new ArgumentException($"{state} is made of other key features than those of {Features}: another projection, scale or epsilon.", parameter);
+        }
     }
 
     private void Forward(
@@ -204,6 +229,13 @@ public sealed unsafe partial class LinearAttention : IDisposable
         AttentionProblem problem = Problem(shape, initialState is not null, finalState is not null);
         RequireFit(initialState, problem, nameof(initialState));
         RequireFit(finalState, problem, nameof(finalState));
+        Run(problem, query, key, value, output, initialState, finalState);
+    }
+
+    private void Run(
+        AttentionProblem problem, float* query, float* key, float* value, float* output, AttentionState? initialState, AttentionState? finalState)
+    {
+        AttentionShape shape = problem.Shape;
         TensorArguments.RequireDisjoint(shape, query, key, value, output);
         if (initialState is null && finalState is null)
         {
@@ -226,59 +258,75 @@ public sealed unsafe partial class LinearAttention : IDisposable
         }
     }
 
-    // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
-    private FeaturePair Lower(AttentionShape shape, float scale)
+    private Lowering Lowered(int? keyDimension) => Lowered(
+        keyDimension ?? Features.InputDimension
+        ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension)));
+
+    private Lowering Lowered(int dimension)
     {
-        int dimension = shape.KeyDimension;
-        TensorArguments.RequireRows("query", Features, shape);
-        FeaturePair pair = Features.Lower(dimension, scale);
+        Lowering? known = _lowering;
+        if (known?.Pair.Key.InputDimension == dimension)
+        {
+            return known;
+        }
+
+        FeaturePair pair = Features.Lower(dimension, Options.Scale ?? Features.DefaultScale(dimension));
         if (pair.Key.InputDimension != dimension)
         {
             throw new InvalidOperationException(
                 $"The feature map {Features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
         }
 
-        if (Options.Compatibility != ReferenceConvention.Lucidrains || pair.Family == FeatureFamily.Exponential)
+        bool exponential = pair.Family == FeatureFamily.Exponential;
+        if (Options.Compatibility == ReferenceConvention.Lucidrains && !exponential)
         {
-            return pair;
+            // lucidrains scales queries and keys by d^-¼ before its generalised features too, where the epsilon makes it show.
+            float factor = (float)Math.Pow(dimension, -0.25);
+            pair = new FeaturePair(pair.Query.ScaleInput(factor), pair.Key.ScaleInput(factor));
         }
 
-        float factor = (float)Math.Pow(dimension, -0.25);
-        return new FeaturePair(pair.Query.ScaleInput(factor), pair.Key.ScaleInput(factor));
+        float epsilon = Options.FeatureEpsilon ?? Options.Compatibility switch
+        {
+            ReferenceConvention.None => 0,
+            ReferenceConvention.Jax when exponential => 1e-6f,
+            ReferenceConvention.Lucidrains when exponential => 1e-4f,
+            _ => 1e-3f,
+        };
+        return _lowering = new Lowering(pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
     }
 
-    private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState)
+    private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState) =>
+        Problem(Call.Forward, shape, Options.Causal, hasInitialState, wantsFinalState);
+
+    private AttentionProblem Problem(Call call, AttentionShape shape, bool causal, bool hasInitialState, bool wantsFinalState)
     {
-        AttentionProblem? known = _problem;
+        AttentionProblem? known = _problems[(int)call];
         if (known is not null && known.Shape == shape && known.HasInitialState == hasInitialState && known.WantsFinalState == wantsFinalState)
         {
             return known;
         }
 
-        float scale = Options.Scale ?? Features.DefaultScale(shape.KeyDimension);
-        FeaturePair features = known?.Shape.KeyDimension == shape.KeyDimension ? known.Features! : Lower(shape, scale);
-        bool exponential = features.Family == FeatureFamily.Exponential;
+        TensorArguments.RequireRows(call == Call.Append ? "key" : "query", Features, shape);
+        Lowering lowering = Lowered(shape.KeyDimension);
+        bool exponential = lowering.Pair.Family == FeatureFamily.Exponential;
         var problem = new AttentionProblem
         {
             Shape = shape,
-            Features = features,
-            Causal = Options.Causal,
-            Scale = exponential || Options.Normalize ? 1 : scale,
+            Features = lowering.Pair,
+            Causal = causal,
+            Scale = exponential || Options.Normalize ? 1 : Options.Scale ?? Features.DefaultScale(shape.KeyDimension),
             Normalize = Options.Normalize,
             Convention = Options.Compatibility,
-            FeatureEpsilon = Options.FeatureEpsilon ?? Options.Compatibility switch
-            {
-                ReferenceConvention.None => 0,
-                ReferenceConvention.Jax when exponential => 1e-6f,
-                ReferenceConvention.Lucidrains when exponential => 1e-4f,
-                _ => 1e-3f,
-            },
+            FeatureEpsilon = lowering.Epsilon,
             HasInitialState = hasInitialState,
             WantsFinalState = wantsFinalState,
         };
 
-        // By way of a local: another thread may replace the field at any time.
-        _problem = problem;
+        // By way of a local: another thread may replace the element at any time.
+        _problems[(int)call] = problem;
         return problem;
     }
+
+    /// <summary>The feature map for rows of one dimension.</summary>
+    private sealed record Lowering(FeaturePair Pair, float Epsilon, FeatureIdentity Identity);
 }

@@ -38,6 +38,31 @@ internal static class TensorArguments
             Read(value.Lengths, true, nameof(value), ValueLayout), Read(output.Lengths, true, nameof(output), OutputLayout));
     }
 
+    /// <summary>The shape of keys and values alone: no queries, and as many heads.</summary>
+    /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the other.</exception>
+    public static AttentionShape KeyShape(in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value)
+    {
+        Sizes k = Read(key.Lengths, key.IsDense, nameof(key), KeyLayout);
+        Sizes v = Read(value.Lengths, value.IsDense, nameof(value), ValueLayout);
+        RequireValues(v, k);
+        return new AttentionShape(k.Batch, 0, k.Tokens, k.Heads, k.Heads, k.Width, v.Width);
+    }
+
+    /// <summary>The shape of queries and outputs that read <paramref name="keyHeads"/> heads of a state: no keys.</summary>
+    /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the other or the state's heads.</exception>
+    public static AttentionShape QueryShape(in ReadOnlyTensorSpan<float> query, in TensorSpan<float> output, int keyHeads)
+    {
+        Sizes q = Read(query.Lengths, query.IsDense, nameof(query), QueryLayout);
+        Sizes o = Read(output.Lengths, output.IsDense, nameof(output), OutputLayout);
+        RequireOutputs(o, q);
+        if (q.Heads % keyHeads != 0)
+        {
+            throw new ArgumentException($"query {q} does not fit a state of {keyHeads} heads: they must divide the query's.", nameof(query));
+        }
+
+        return new AttentionShape(q.Batch, q.Tokens, 0, q.Heads, keyHeads, q.Width, o.Width);
+    }
+
     private static void RequireOn(ComputeDevice device, DeviceTensor tensor, string name)
     {
         ArgumentNullException.ThrowIfNull(tensor, name);
@@ -51,21 +76,33 @@ internal static class TensorArguments
     {
         Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
         Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
-        Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
-        Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
+        RequireValues(v, k);
+        RequireOutputs(o, q);
         Require(o.Width == v.Width, "output", o, "value", v, "the last dimensions must agree");
         return new AttentionShape(q.Batch, q.Tokens, k.Tokens, q.Heads, k.Heads, q.Width, v.Width);
+    }
+
+    private static void RequireValues(Sizes v, Sizes k) =>
+        Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
+
+    private static void RequireOutputs(Sizes o, Sizes q) =>
+        Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
+
+    /// <summary>Checks that a shape was made by a constructor.</summary>
+    /// <exception cref="ArgumentException">It was not.</exception>
+    public static void RequireMade(AttentionShape shape)
+    {
+        if (shape.Heads == 0)
+        {
+            throw new ArgumentException("The shape is empty; make one with a constructor of AttentionShape.", nameof(shape));
+        }
     }
 
     /// <summary>Checks flat memory against a shape.</summary>
     /// <exception cref="ArgumentException">A length is wrong.</exception>
     public static void RequireLengths(AttentionShape shape, long query, long key, long value, long output)
     {
-        if (shape.Heads == 0)
-        {
-            throw new ArgumentException("The shape is empty; make one with a constructor of AttentionShape.", nameof(shape));
-        }
-
+        RequireMade(shape);
         RequireLength("query", query, shape.QueryElements, shape);
         RequireLength("key", key, shape.KeyElements, shape);
         RequireLength("value", value, shape.ValueElements, shape);

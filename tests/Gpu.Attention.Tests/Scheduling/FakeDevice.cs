@@ -187,10 +187,6 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
             session.Enqueue(DeviceQueue.Compute, () => _engine.Forward(problem, here));
         }
 
-        public void Append(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotSupportedException();
-
-        public void Read(AttentionProblem problem, in AttentionBuffers buffers) => throw new NotSupportedException();
-
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) => throw new NotSupportedException();
 
         private static TensorBuffer Here(TensorBuffer tensor) => tensor with { Memory = Here(tensor.Memory) };
