@@ -120,6 +120,21 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
             },
             77);
 
+    // As wide as the kernels take: d = 256, r = 1024.
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Agrees_with_the_host_engine_at_the_widest(bool causal)
+    {
+        var problem = new AttentionProblem
+        {
+            Shape = new AttentionShape(1, 200, 200, 2, 1, 256, 130),
+            Features = FeatureMap.FavorPlus(RandomProjection.Orthogonal(1024, 256, seed: 1)).Lower(256, 0.0625f),
+            Causal = causal,
+        };
+        RequireAgreement(Engine, problem, 79);
+    }
+
     // Small tiles, so that as many items as groups fit into memory.
     [Theory]
     [InlineData(true, 3)]
