@@ -45,6 +45,9 @@ public sealed partial class PtxTests
         Assert.Contains("st.global", ptx, StringComparison.Ordinal);
         Assert.DoesNotMatch(GenericAccess(), ptx);
 
+        // What would depend on how wide a warp is, or on which thread comes first.
+        Assert.DoesNotMatch(WarpOrAtomic(), ptx);
+
         Assert.True(SharedBytes(ptx) <= 48 * 1024, $"{SharedBytes(ptx)} bytes of shared memory");
         if (Tiled.Contains(method.DeclaringType))
         {
@@ -90,6 +93,9 @@ public sealed partial class PtxTests
     // "ld.f32 ...": the address space is missing.
     [GeneratedRegex(@"\b(ld|st)\.(v[24]\.)?[fbsu](8|16|32|64)\b")]
     private static partial Regex GenericAccess();
+
+    [GeneratedRegex(@"\b(shfl|vote|match|activemask|redux|atom|red)\b")]
+    private static partial Regex WarpOrAtomic();
 
     [GeneratedRegex(@"\.shared \.align \d+ \.b8 \S+\[(\d+)\]")]
     private static partial Regex SharedArray();
