@@ -163,6 +163,26 @@ public abstract class DeviceOperatorTests : IDisposable
         Assert.Equal("key", Assert.Throws<ObjectDisposedException>(() => attention.Forward(shape, all.SubView(0, 8), view, all.SubView(8, 8), all.SubView(16, 8))).ObjectName);
     }
 
+    // An arena of bytes, as programs with a pool of their own have it.
+    [Fact]
+    public void A_view_may_be_cast_from_memory_of_another_type()
+    {
+        var shape = new AttentionShape(1, _length, 1, 4);
+        (float[] q, _, _) = TestData.Inputs(shape, 15);
+        using LinearAttention attention = Linear("elu", shape, true, null);
+        float[] expected = Plain(attention, shape, q, q, q);
+        using MemoryBuffer1D<byte, Stride1D.Dense> arena = _accelerator.Allocate1D<byte>((2 * q.Length * sizeof(float)) + 256);
+        ArrayView<float> all = arena.View.BaseView.Cast<float>();
+        ArrayView<float> rows = all.SubView(3, q.Length);
+        ArrayView<float> output = all.SubView(q.Length + 5, q.Length);
+        rows.CopyFromCPU(_stream, q);
+        attention.Forward(shape, rows, rows, rows, output);
+        float[] actual = new float[q.Length];
+        output.CopyToCPU(_stream, actual);
+        _stream.Synchronize();
+        RequireSameBits(expected, actual);
+    }
+
     [Fact]
     public void A_stream_of_another_accelerator_is_refused()
     {

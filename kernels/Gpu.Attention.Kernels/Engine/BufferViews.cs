@@ -84,6 +84,7 @@ internal static class BufferViews
             throw new ArgumentException($"The {name} is not {region.Length} float32 elements within its buffer of {buffer.LengthInBytes} bytes.", BuffersParameter);
         }
 
-        return buffer.AsArrayView<float>(0, floats);
+        // Not by AsArrayView, which wants the type that the buffer was allocated as: a caller's view may be cast from another.
+        return new ArrayView<float>(buffer, 0, floats);
     }
 }

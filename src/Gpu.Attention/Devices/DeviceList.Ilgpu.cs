@@ -7,6 +7,19 @@ internal static partial class DeviceList
     private static readonly Lock OpenedLock = new();
     private static readonly Dictionary<Device, IlgpuRuntime> Opened = [];
 
+    /// <summary>What is known of a caller's own accelerator.</summary>
+    public static DeviceInfo Describe(Accelerator accelerator) => new()
+    {
+        Kind = KindOf(accelerator.AcceleratorType),
+        Name = accelerator.Name,
+        MemoryBytes = accelerator.MemorySize,
+        ComputeUnits = accelerator.NumMultiprocessors,
+        MaxGroupSize = accelerator.MaxNumThreadsPerGroup,
+        SharedMemoryBytes = accelerator.MaxSharedMemoryPerGroup,
+        WarpSize = Math.Max(1, accelerator.WarpSize),
+        Capabilities = "the caller's own",
+    };
+
     static partial void AddAccelerators(List<DeviceInfo> devices)
     {
         foreach (IGrouping<AcceleratorType, AcceleratorDescription> kind in AcceleratorList.Devices.GroupBy(d => d.Type))
@@ -44,19 +57,6 @@ internal static partial class DeviceList
         AcceleratorType.Cuda => DeviceKind.Cuda,
         AcceleratorType.OpenCL => DeviceKind.OpenCL,
         _ => DeviceKind.Simulator,
-    };
-
-    /// <summary>What is known of a caller's own accelerator.</summary>
-    public static DeviceInfo Describe(Accelerator accelerator) => new()
-    {
-        Kind = KindOf(accelerator.AcceleratorType),
-        Name = accelerator.Name,
-        MemoryBytes = accelerator.MemorySize,
-        ComputeUnits = accelerator.NumMultiprocessors,
-        MaxGroupSize = accelerator.MaxNumThreadsPerGroup,
-        SharedMemoryBytes = accelerator.MaxSharedMemoryPerGroup,
-        WarpSize = Math.Max(1, accelerator.WarpSize),
-        Capabilities = "the caller's own",
     };
 
     private static DeviceInfo Describe(AcceleratorDescription accelerator, int index) => new()

@@ -63,31 +63,6 @@ internal static class TensorArguments
         return new AttentionShape(q.Batch, q.Tokens, 0, q.Heads, keyHeads, q.Width, o.Width);
     }
 
-    private static void RequireOn(ComputeDevice device, DeviceTensor tensor, string name)
-    {
-        ArgumentNullException.ThrowIfNull(tensor, name);
-        if (tensor.Device != device)
-        {
-            throw new ArgumentException($"{name} {tensor} does not lie on the operator's device, {device}.", name);
-        }
-    }
-
-    private static AttentionShape Shape(Sizes q, Sizes k, Sizes v, Sizes o)
-    {
-        Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
-        Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
-        RequireValues(v, k);
-        RequireOutputs(o, q);
-        Require(o.Width == v.Width, "output", o, "value", v, "the last dimensions must agree");
-        return new AttentionShape(q.Batch, q.Tokens, k.Tokens, q.Heads, k.Heads, q.Width, v.Width);
-    }
-
-    private static void RequireValues(Sizes v, Sizes k) =>
-        Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
-
-    private static void RequireOutputs(Sizes o, Sizes q) =>
-        Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
-
     /// <summary>Checks that a shape was made by a constructor.</summary>
     /// <exception cref="ArgumentException">It was not.</exception>
     public static void RequireMade(AttentionShape shape)
@@ -135,6 +110,31 @@ internal static class TensorArguments
         if (value is float number && !float.IsFinite(number))
         {
             throw new ArgumentException($"{name} is {number}; it must be finite.", parameter);
+        }
+    }
+
+    private static AttentionShape Shape(Sizes q, Sizes k, Sizes v, Sizes o)
+    {
+        Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
+        Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
+        RequireValues(v, k);
+        RequireOutputs(o, q);
+        Require(o.Width == v.Width, "output", o, "value", v, "the last dimensions must agree");
+        return new AttentionShape(q.Batch, q.Tokens, k.Tokens, q.Heads, k.Heads, q.Width, v.Width);
+    }
+
+    private static void RequireValues(Sizes v, Sizes k) =>
+        Require((v.Batch, v.Tokens, v.Heads) == (k.Batch, k.Tokens, k.Heads), "value", v, "key", k, "all but the last dimension must agree");
+
+    private static void RequireOutputs(Sizes o, Sizes q) =>
+        Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
+
+    private static void RequireOn(ComputeDevice device, DeviceTensor tensor, string name)
+    {
+        ArgumentNullException.ThrowIfNull(tensor, name);
+        if (tensor.Device != device)
+        {
+            throw new ArgumentException($"{name} {tensor} does not lie on the operator's device, {device}.", name);
         }
     }
 
