@@ -697,8 +697,7 @@ public abstract class EngineLaws
         AttentionProblem problem = Maps.Problem("favor+", new AttentionShape(1, 4, 1, 8), causal: true);
         foreach (AttentionProblem refused in new[]
         {
-            problem with { HasKeyMask = true },
-            problem with { PackedSequences = 2 },
+            problem with { CausalBlock = 2 },
             problem with { Storage = ElementType.Half },
             problem with { Shape = new AttentionShape(1, 4, 5, 1, 1, 8, 8) },
             problem with { Convention = ReferenceConvention.Jax, WantsFinalState = true },

@@ -103,8 +103,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         ArgumentNullException.ThrowIfNull(problem);
         return problem switch
         {
-            { HasKeyMask: true } => EngineSupport.No("key masks are not implemented yet"),
-            { PackedSequences: > 0 } => EngineSupport.No("packed sequences (cuSeqlens) are not implemented yet"),
+            { Layout: not null } => EngineSupport.No("sequence layouts are not implemented yet"),
             { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
             { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
                 EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),

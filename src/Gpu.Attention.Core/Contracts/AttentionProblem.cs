@@ -33,7 +33,7 @@ public sealed record AttentionProblem
     /// <summary>The lowered feature maps; null for exact softmax attention.</summary>
     public FeaturePair? Features { get; init; }
 
-    /// <summary>True when query <c>i</c> sees keys <c>0..i</c> only; then <c>T = S</c>.</summary>
+    /// <summary>True when query <c>i</c> sees keys <c>0..i</c> only; then <c>T = S</c>, unless sequences are packed.</summary>
     public bool Causal { get; init; }
 
     /// <summary>
@@ -51,11 +51,14 @@ public sealed record AttentionProblem
     /// <summary>The constant added to every feature, before its factor e^b where features are exponentials; 0 for none.</summary>
     public float FeatureEpsilon { get; init; }
 
-    /// <summary>True when a key mask comes with the buffers.</summary>
-    public bool HasKeyMask { get; init; }
+    /// <summary>
+    /// Causal: how many tokens make a block; a query sees its whole block and all earlier ones. 1 for the keys up to its own; more than that needs a
+    /// <see cref="Layout"/>.
+    /// </summary>
+    public int CausalBlock { get; init; } = 1;
 
-    /// <summary>The number of packed sequences; 0 when the batch is not packed.</summary>
-    public int PackedSequences { get; init; }
+    /// <summary>Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</summary>
+    public SequenceLayout? Layout { get; init; }
 
     /// <summary>True when the initial state is given.</summary>
     public bool HasInitialState { get; init; }
@@ -66,6 +69,6 @@ public sealed record AttentionProblem
     /// <summary>How queries, keys, values and outputs are stored.</summary>
     public ElementType Storage { get; init; }
 
-    /// <summary>Sequences that have a state of their own: the packed ones, or the batch.</summary>
-    public int StateSequences => PackedSequences > 0 ? PackedSequences : Shape.Batch;
+    /// <summary>Sequences, each with a state of its own: those of the layout, or the batch.</summary>
+    public int Sequences => Layout?.Sequences ?? Shape.Batch;
 }

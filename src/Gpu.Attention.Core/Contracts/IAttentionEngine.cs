@@ -28,15 +28,6 @@ public readonly struct AttentionBuffers
     /// <summary>Outputs <c>[B, T, H, Dv]</c>.</summary>
     public TensorBuffer Output { get; init; }
 
-    /// <summary>Bytes <c>[B, S]</c>, non-zero where a key takes part.</summary>
-    public MemoryRegion KeyMask { get; init; }
-
-    /// <summary>Packed batch: <c>N + 1</c> offsets of the sequences' first queries.</summary>
-    public MemoryRegion QuerySequenceOffsets { get; init; }
-
-    /// <summary>Packed batch: <c>N + 1</c> offsets of the sequences' first keys.</summary>
-    public MemoryRegion KeySequenceOffsets { get; init; }
-
     /// <summary>What the sequences had seen before their first key.</summary>
     public StateBuffers InitialState { get; init; }
 
