@@ -18,10 +18,10 @@ public class ReferenceAttentionTests
         random =>
         {
             bool causal = random.NextBool();
-            AttentionShape any = Shapes.Next(random, causal, maxLength: 20, maxDimension: 6);
+            AttentionShape any = Shapes.Next(random, causal && random.NextBool(), maxLength: 20, maxDimension: 6);
             var shape = new AttentionShape(any.Batch, any.QueryLength, any.KeyLength, any.Heads, any.KeyHeads, Dimension, any.ValueDimension);
             byte[]? mask = random.NextBool() ? TestData.Mask(random.NextWord(), any.Batch * any.KeyLength, share: 0.7) : null;
-            return (shape, options: new ReferenceOptions { Causal = causal, Normalize = random.NextBool(), Factor = 0.5, KeyMask = mask }, seed: random.NextWord());
+            return (shape, options: new ReferenceOptions { Causal = causal, CausalBlock = random.Next(1, 5), Normalize = random.NextBool(), Factor = 0.5, KeyMask = mask }, seed: random.NextWord());
         },
         sample =>
         {
@@ -290,7 +290,6 @@ public class ReferenceAttentionTests
         Assert.Throws<ArgumentException>("query", () => ReferenceAttention.Linear(shape, Kernel("elu"), k, k, v));
         Assert.Throws<ArgumentException>("key", () => ReferenceAttention.Softmax(shape, 1, q, q, v));
         Assert.Throws<ArgumentException>("value", () => ReferenceAttention.Recurrent(shape, Kernel("elu"), q, k, q));
-        Assert.Throws<ArgumentException>("shape", () => ReferenceAttention.Linear(shape, Kernel("elu"), q, k, v, new ReferenceOptions { Causal = true }));
         Assert.Throws<ArgumentException>("options", () => ReferenceAttention.Linear(shape, Kernel("elu"), q, k, v, new ReferenceOptions { KeyMask = new byte[2] }));
     }
 

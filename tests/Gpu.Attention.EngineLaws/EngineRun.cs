@@ -11,10 +11,13 @@ internal static class EngineRun
     {
         problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalState is not null };
         AttentionShape shape = problem.Shape;
-        using PlacedBuffer q = memory.Place(new PoisonedBuffer(query, misalignment: 1));
-        using PlacedBuffer k = memory.Place(new PoisonedBuffer(key, misalignment: 3));
-        using PlacedBuffer v = memory.Place(new PoisonedBuffer(value, misalignment: 5));
-        using PlacedBuffer o = memory.Place(new PoisonedBuffer(shape.OutputElements, misalignment: 7));
+        StoredTensor storedQuery = StoredTensor.Of(query, problem.Storage);
+        StoredTensor storedKey = StoredTensor.Of(key, problem.Storage);
+        StoredTensor storedValue = StoredTensor.Of(value, problem.Storage);
+        using PlacedBuffer q = memory.Place(new PoisonedBuffer(storedQuery.Words, misalignment: 1));
+        using PlacedBuffer k = memory.Place(new PoisonedBuffer(storedKey.Words, misalignment: 3));
+        using PlacedBuffer v = memory.Place(new PoisonedBuffer(storedValue.Words, misalignment: 5));
+        using PlacedBuffer o = memory.Place(new PoisonedBuffer(StoredTensor.WordsOf(shape.OutputElements, problem.Storage), misalignment: 7));
         using PlacedBuffer workspace = memory.Place(new PoisonedBuffer(((workspaceBytes ?? engine.WorkspaceBytes(problem)) + 3) / 4, misalignment: 1));
         using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
 
@@ -24,10 +27,10 @@ internal static class EngineRun
         PlacedState? final = inPlace ? initial : separate;
         engine.Forward(problem, new AttentionBuffers
         {
-            Query = TensorBuffer.Dense(q.Region, shape.QueryLength, shape.Heads, shape.KeyDimension),
-            Key = TensorBuffer.Dense(k.Region, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
-            Value = TensorBuffer.Dense(v.Region, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
-            Output = TensorBuffer.Dense(o.Region, shape.QueryLength, shape.Heads, shape.ValueDimension),
+            Query = TensorBuffer.Dense(Stored(q, shape.QueryElements), shape.QueryLength, shape.Heads, shape.KeyDimension),
+            Key = TensorBuffer.Dense(Stored(k, shape.KeyElements), shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
+            Value = TensorBuffer.Dense(Stored(v, shape.ValueElements), shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
+            Output = TensorBuffer.Dense(Stored(o, shape.OutputElements), shape.QueryLength, shape.Heads, shape.ValueDimension),
             InitialState = initial?.Buffers ?? default,
             FinalState = final?.Buffers ?? default,
             Workspace = workspace.Region,
@@ -40,10 +43,12 @@ internal static class EngineRun
         final?.CopyTo(finalState!);
         o.Image.RequireFullyWritten();
         workspace.Image.RequireGuardsIntact();
-        Assert.Equal(query, q.Image.Span.ToArray());
-        Assert.Equal(key, k.Image.Span.ToArray());
-        Assert.Equal(value, v.Image.Span.ToArray());
-        return o.Image.Span.ToArray();
+        storedQuery.RequireUnchanged(q.Image.Span);
+        storedKey.RequireUnchanged(k.Image.Span);
+        storedValue.RequireUnchanged(v.Image.Span);
+        return StoredTensor.Read(o.Image.Span, shape.OutputElements, problem.Storage);
+
+        MemoryRegion Stored(PlacedBuffer buffer, long elements) => buffer.Region with { Length = elements, Type = problem.Storage };
     }
 
     /// <summary>Runs a causal problem a segment of tokens after the other, with a state between them that keeps its scale; also the state's last maximum.</summary>
@@ -112,7 +117,7 @@ internal static class EngineRun
         Forward(engine, memory, WithLengths(problem, problem.Shape.QueryLength, 0), query, [], [], state);
 
     public static AttentionState State(AttentionProblem problem) => new(
-        problem.Shape.Batch, problem.Shape.KeyHeads, problem.Features!.FeatureDimension, problem.Shape.ValueDimension, problem.Features.Family);
+        problem.Sequences, problem.Shape.KeyHeads, problem.Features!.FeatureDimension, problem.Shape.ValueDimension, problem.Features.Family);
 
     private static AttentionProblem WithLengths(AttentionProblem problem, int queries, int keys)
     {

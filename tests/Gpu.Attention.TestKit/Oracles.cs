@@ -30,6 +30,7 @@ public static class Oracles
         return new ReferenceOptions
         {
             Causal = problem.Causal,
+            CausalBlock = problem.CausalBlock,
             Normalize = problem.Normalize,
             Factor = problem.Features is { Family: FeatureFamily.Direct } ? problem.Scale : 1,
             KeyMask = keyMask,

@@ -54,7 +54,9 @@ public static class PlainAttention
                 for (int i = 0; i < shape.QueryLength; i++)
                 {
                     int at = ((((b * shape.QueryLength) + i) * shape.Heads) + h) * shape.ValueDimension;
-                    int seen = problem.Causal ? i + 1 : shape.KeyLength;
+                    int seen = problem.Causal
+                        ? Math.Clamp((((i / problem.CausalBlock) + 1) * problem.CausalBlock) + shape.KeyLength - shape.QueryLength, 0, shape.KeyLength)
+                        : shape.KeyLength;
                     Attend(
                         problem,
                         queries[i],

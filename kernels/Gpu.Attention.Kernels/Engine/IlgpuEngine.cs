@@ -103,18 +103,15 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         ArgumentNullException.ThrowIfNull(problem);
         return problem switch
         {
+            _ when problem.WhyIllPosed() is { } reason => EngineSupport.No(reason),
             { Layout: not null } => EngineSupport.No("sequence layouts are not implemented yet"),
             { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
-            { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
-                EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
             { Shape.KeyDimension: > MaxInputs } =>
                 EngineSupport.No($"rows of {problem.Shape.KeyDimension} are larger than the {MaxInputs} that the kernels take"),
             { Shape.ValueDimension: > MaxValues } =>
                 EngineSupport.No($"values of {problem.Shape.ValueDimension} elements are larger than the {MaxValues} that the kernels take"),
             { Shape: var s } when (long)s.Batch * s.Heads > int.MaxValue || (long)s.HeadGroup * s.ValueDimension > MaxElements =>
                 EngineSupport.No($"there are more heads than the kernels count: {s}"),
-            { Features: null } when problem.HasInitialState || problem.WantsFinalState =>
-                EngineSupport.No("exact softmax attention has no state of constant size"),
             { Features: null, Normalize: false } => EngineSupport.No("exact softmax attention without its normaliser is not implemented"),
             { Features: null } => EngineSupport.Yes,
             { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential } =>

@@ -71,4 +71,21 @@ public sealed record AttentionProblem
 
     /// <summary>Sequences, each with a state of its own: those of the layout, or the batch.</summary>
     public int Sequences => Layout?.Sequences ?? Shape.Batch;
+
+    /// <summary>What is wrong with the problem whatever engine is to run it; null when nothing is.</summary>
+    internal string? WhyIllPosed() => this switch
+    {
+        { CausalBlock: < 1 } => $"a causal block has a token at least, not {CausalBlock}",
+        { CausalBlock: > 1, Layout: null } => "causal blocks of more than a token need a layout",
+        { Storage: not (ElementType.Single or ElementType.Half or ElementType.BFloat16) } => $"tensors of {Storage} are not attended to",
+        { Layout: { } layout } when layout.WhyUnfit(Shape) is { } reason => reason,
+        { Causal: true, Layout: not { IsPacked: true } } when Shape.QueryLength != Shape.KeyLength =>
+            $"causal attention needs as many queries as keys, not {Shape}",
+        { Features: null } when HasInitialState || WantsFinalState => "exact softmax attention has no state of constant size",
+        { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential } when HasInitialState || WantsFinalState =>
+            $"the {Convention} convention subtracts a maximum over the whole sequence, which a state cannot carry",
+        { Convention: ReferenceConvention.Lucidrains, Causal: true } when HasInitialState || WantsFinalState =>
+            "the Lucidrains convention adds to the normaliser what a state cannot carry",
+        _ => null,
+    };
 }

@@ -20,6 +20,18 @@ public enum ElementType
     Int32,
 }
 
+/// <summary>Sizes of element types.</summary>
+internal static class ElementTypes
+{
+    /// <summary>Bytes of an element.</summary>
+    public static int Size(this ElementType type) => type switch
+    {
+        ElementType.Half or ElementType.BFloat16 => sizeof(ushort),
+        ElementType.Byte => sizeof(byte),
+        _ => sizeof(float),
+    };
+}
+
 /// <summary>A run of elements that an engine can reach.</summary>
 /// <param name="Owner">The device allocation that <paramref name="Address"/> counts in, or null for host memory.</param>
 /// <param name="Address">A pointer in host memory, or a byte offset into <paramref name="Owner"/>.</param>

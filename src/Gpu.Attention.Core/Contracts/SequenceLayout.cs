@@ -170,6 +170,17 @@ public sealed class SequenceLayout
         ? $"{Sequences} packed sequences, {QueryLength} queries and {KeyLength} keys"
         : $"{Sequences} sequences of {KeyLength} keys, {VisibleKeys} of which take part";
 
+    /// <summary>Why tensors of a shape do not have this layout; null when they do. Without queries, or without keys, that side does not matter.</summary>
+    /// <param name="shape">The sizes.</param>
+    internal string? WhyUnfit(AttentionShape shape)
+    {
+        bool isKeyed = shape.KeyLength > 0 || shape.QueryLength == 0;
+        return shape.Batch != Batch ? $"a layout of {this} is for tensors of batch {Batch}, not {shape}"
+            : isKeyed && shape.KeyLength != KeyLength ? $"a layout of {this} does not fit {shape}"
+            : shape.QueryLength > 0 && QueryLength is int queries && queries != shape.QueryLength ? $"a layout of {this} does not fit {shape}"
+            : null;
+    }
+
     /// <summary>A batch in which every key takes part.</summary>
     internal static SequenceLayout Whole(int batch, int keyLength)
     {

@@ -17,7 +17,7 @@ public static class ReferenceAttention
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="options">How to attend; null for bidirectional and normalised.</param>
     /// <returns>The output, <c>[B, T, H, Dv]</c>.</returns>
-    /// <exception cref="ArgumentException">An array does not fit the shape, or the lengths differ in causal attention.</exception>
+    /// <exception cref="ArgumentException">An array does not fit the shape.</exception>
     /// <remarks>Choromanski et al., "Rethinking Attention with Performers" (2020), equation 4, before its products are reordered.</remarks>
     public static double[] Linear(
         AttentionShape shape, ReferenceKernel kernel, float[] query, float[] key, float[] value, ReferenceOptions? options = null)
@@ -54,7 +54,7 @@ public static class ReferenceAttention
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="options">How to attend; null for bidirectional and normalised.</param>
     /// <returns>The output, <c>[B, T, H, Dv]</c>.</returns>
-    /// <exception cref="ArgumentException">An array does not fit the shape, or the lengths differ in causal attention.</exception>
+    /// <exception cref="ArgumentException">An array does not fit the shape.</exception>
     public static double[] Softmax(
         AttentionShape shape, double scale, float[] query, float[] key, float[] value, ReferenceOptions? options = null)
     {
@@ -65,7 +65,7 @@ public static class ReferenceAttention
             double[][] queries = QueryRows(shape, query, batch, head);
             double[]?[] keys = KeyRows(shape, key, batch, head / shape.HeadGroup, options);
             return [.. queries.Select((q, i) => FromLogarithms([.. keys.Select((k, j) =>
-                IsVisible(k, i, j, options) ? scale * Dot(q, k!) : double.NegativeInfinity)], options))];
+                IsVisible(shape, k, i, j, options) ? scale * Dot(q, k!) : double.NegativeInfinity)], options))];
         });
     }
 
@@ -82,7 +82,7 @@ public static class ReferenceAttention
     /// <param name="initial">The state before the first key; null for none. It is not changed.</param>
     /// <returns>The output and the final state.</returns>
     /// <exception cref="ArgumentException">
-    /// An array or the initial state does not fit the shape, or the lengths differ in causal attention.
+    /// An array or the initial state does not fit the shape.
     /// </exception>
     /// <remarks>
     /// Katharopoulos et al., "Transformers are RNNs" (2020), equations 16 to 20. Of log features the state keeps a running maximum per
@@ -124,7 +124,7 @@ public static class ReferenceAttention
                 int seen = 0;
                 for (int i = 0; i < shape.QueryLength; i++)
                 {
-                    for (int upTo = options.Causal ? i + 1 : shape.KeyLength; seen < upTo; seen++)
+                    for (int upTo = VisibleKeys(shape, i, options); seen < upTo; seen++)
                     {
                         Append(kernel, state, row, keys[seen], Row(value, shape.KeyLength, shape.KeyHeads, valueDimension, batch, seen, keyHead));
                     }
@@ -226,10 +226,10 @@ public static class ReferenceAttention
             if (kernel.IsLogarithmic)
             {
                 return FromLogarithms(
-                    [.. keys.Select((k, j) => IsVisible(k, i, j, options) ? LogDot(q, k!) : double.NegativeInfinity)], options);
+                    [.. keys.Select((k, j) => IsVisible(shape, k, i, j, options) ? LogDot(q, k!) : double.NegativeInfinity)], options);
             }
 
-            double[] weights = [.. keys.Select((k, j) => IsVisible(k, i, j, options) ? Dot(q, k!) : 0)];
+            double[] weights = [.. keys.Select((k, j) => IsVisible(shape, k, i, j, options) ? Dot(q, k!) : 0)];
             double factor = RowFactor(kernel, q, weights.Sum(), 0, options);
             return Array.ConvertAll(weights, w => w * factor);
         })];
@@ -302,7 +302,13 @@ public static class ReferenceAttention
         return output;
     }
 
-    private static bool IsVisible(double[]? key, int i, int j, ReferenceOptions options) => key is not null && (!options.Causal || j <= i);
+    private static bool IsVisible(AttentionShape shape, double[]? key, int i, int j, ReferenceOptions options) =>
+        key is not null && j < VisibleKeys(shape, i, options);
+
+    /// <summary>How many keys a query sees, those that are masked included.</summary>
+    private static int VisibleKeys(AttentionShape shape, int i, ReferenceOptions options) => options.Causal
+        ? Math.Clamp((((i / options.CausalBlock) + 1) * options.CausalBlock) + shape.KeyLength - shape.QueryLength, 0, shape.KeyLength)
+        : shape.KeyLength;
 
     private static double[][] QueryRows(AttentionShape shape, float[] query, int batch, int head) =>
         [.. Enumerable.Range(0, shape.QueryLength)
@@ -374,11 +380,6 @@ public static class ReferenceAttention
         if (options.KeyMask is { } mask && mask.Length != shape.Batch * shape.KeyLength)
         {
             throw new ArgumentException($"A key mask of {mask.Length} elements is not [{shape.Batch}, {shape.KeyLength}].", nameof(options));
-        }
-
-        if (options.Causal && shape.QueryLength != shape.KeyLength)
-        {
-            throw new ArgumentException($"Causal attention needs as many keys as queries: {shape}.", nameof(shape));
         }
 
         void Require(float[] tensor, long elements, string name)

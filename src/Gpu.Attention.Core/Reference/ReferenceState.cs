@@ -37,8 +37,11 @@ public sealed record ReferenceResult(double[] Output, ReferenceState State);
 /// <summary>How an oracle is asked to attend.</summary>
 public sealed record ReferenceOptions
 {
-    /// <summary>True when query i sees keys <c>0..i</c> only; then <c>T = S</c>.</summary>
+    /// <summary>True when query i sees keys <c>0..i</c> only; where <c>T ≠ S</c>, their ends being aligned, keys <c>0..i + S − T</c>.</summary>
     public bool Causal { get; init; }
+
+    /// <summary>Causal: how many tokens make a block; a query sees its whole block and all earlier ones.</summary>
+    public int CausalBlock { get; init; } = 1;
 
     /// <summary>True to divide by the sum of the weights.</summary>
     public bool Normalize { get; init; } = true;

@@ -33,21 +33,13 @@ internal sealed class SimdEngine : IAttentionEngine
         ArgumentNullException.ThrowIfNull(problem);
         return problem switch
         {
+            _ when problem.WhyIllPosed() is { } reason => EngineSupport.No(reason),
             { Layout: not null } => EngineSupport.No("sequence layouts are not implemented yet"),
             { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
-            { Causal: true } when problem.Shape.QueryLength != problem.Shape.KeyLength =>
-                EngineSupport.No($"causal attention needs as many queries as keys, not {problem.Shape}"),
             { Shape: var s } when Math.Max(s.KeyDimension, s.ValueDimension) > MaxElements =>
                 EngineSupport.No($"rows of more than {MaxElements} elements are too wide: {s}"),
             { Features: { } f, Shape: var s } when (long)f.FeatureDimension * LinearLayout.RoundUp(s.ValueDimension, 16) > MaxElements =>
                 EngineSupport.No($"a state of {f.FeatureDimension} features by {s.ValueDimension} values has more than {MaxElements} elements"),
-            { Features: null } when problem.HasInitialState || problem.WantsFinalState =>
-                EngineSupport.No("exact softmax attention has no state of constant size"),
-            { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential }
-                when problem.HasInitialState || problem.WantsFinalState =>
-                EngineSupport.No($"the {problem.Convention} convention subtracts a maximum over the whole sequence, which a state cannot carry"),
-            { Convention: ReferenceConvention.Lucidrains, Causal: true } when problem.HasInitialState || problem.WantsFinalState =>
-                EngineSupport.No("the Lucidrains convention adds to the normaliser what a state cannot carry"),
             _ => EngineSupport.Yes,
         };
     }
