@@ -39,11 +39,11 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
         if (Features == "softmax")
         {
             var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = Causal });
-            return new AttentionRun(softmax, softmax.Forward);
+            return new AttentionRun(softmax, (shape, q, k, v, o) => softmax.Forward(shape, q, k, v, o));
         }
 
         FeatureMap map = Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
         var linear = new LinearAttention(device, map, new LinearAttentionOptions { Causal = Causal });
-        return new AttentionRun(linear, linear.Forward);
+        return new AttentionRun(linear, (shape, q, k, v, o) => linear.Forward(shape, q, k, v, o));
     }
 }

@@ -221,7 +221,7 @@ public sealed class FaceTests : IDisposable
             fixed (float* x = rows)
             fixed (float* y = output)
             {
-                executor.Forward(problem, DenseBuffers.Of(shape, x, x, x, y));
+                executor.Forward(problem, DenseBuffers.Of(shape, ElementType.Single, x, x, x, y));
             }
         }
     }

@@ -57,7 +57,7 @@ public sealed unsafe class SimdTests
     {
         using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
         using var softmax = new SoftmaxAttention(device);
-        softmax.Forward(new AttentionShape(65536, 0, 65536, 1), [], [], [], []);
+        softmax.Forward<float>(new AttentionShape(65536, 0, 65536, 1), [], [], [], []);
     }
 
     private static void AtEveryWidth<TCheck>()

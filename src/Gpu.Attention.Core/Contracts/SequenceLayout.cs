@@ -56,6 +56,9 @@ public sealed class SequenceLayout
     /// <summary>Keys that take part, over all sequences.</summary>
     public int VisibleKeys => _keyTokens.Length;
 
+    /// <summary>True when every key of every row takes part.</summary>
+    internal bool IsWhole { get; private set; }
+
     /// <summary>A padded batch: a mask over keys.</summary>
     /// <param name="keyMask"><c>[B, S]</c>, true where a key takes part.</param>
     /// <exception cref="ArgumentException">The rank is not 2, a size is too large, or the mask is not dense.</exception>
@@ -186,7 +189,9 @@ public sealed class SequenceLayout
     {
         int[] lengths = new int[batch];
         Array.Fill(lengths, keyLength);
-        return FromKeyLengths(lengths, keyLength);
+        SequenceLayout layout = FromKeyLengths(lengths, keyLength);
+        layout.IsWhole = true;
+        return layout;
     }
 
     /// <summary>Some of the sequences, counted from 0.</summary>

@@ -187,14 +187,14 @@ public sealed partial class ComputeDevice : IDisposable
     }
 
     /// <summary>Copies host memory to the device, or back, and waits.</summary>
-    internal unsafe void Copy(DeviceTensor tensor, float* host, long floats, bool toDevice)
+    internal unsafe void Copy(DeviceTensor tensor, void* host, long bytes, bool toDevice)
     {
         DeviceRuntime runtime = OpenRuntime();
         MemoryRegion region = tensor.Region;
         if (runtime is HostRuntime)
         {
-            float* pointer = region.HostPointer;
-            Buffer.MemoryCopy(toDevice ? host : pointer, toDevice ? pointer : host, floats * sizeof(float), floats * sizeof(float));
+            void* pointer = (void*)region.Address;
+            Buffer.MemoryCopy(toDevice ? host : pointer, toDevice ? pointer : host, bytes, bytes);
             GC.KeepAlive(tensor);
             return;
         }
@@ -212,7 +212,7 @@ public sealed partial class ComputeDevice : IDisposable
                     ? _uploads ??= new TransferQueue(_session, DeviceQueue.Upload)
                     : _downloads ??= new TransferQueue(_session, DeviceQueue.Download);
                 queue.Begin(region.Owner!);
-                queue.Add(new HostView((nint)host, 1, 0, 1, 0, floats), region.Address);
+                queue.Add(new HostView((nint)host, 1, 0, 1, 0, bytes), region.Address);
                 while (queue.Step())
                 {
                 }

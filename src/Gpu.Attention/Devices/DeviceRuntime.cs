@@ -137,24 +137,24 @@ internal abstract class DeviceSession(DeviceRuntime runtime) : IDisposable
     public abstract long LiveBytes { get; }
 
     /// <summary>Host memory that the device copies from and to without waiting.</summary>
-    /// <param name="floats">Its length.</param>
-    public abstract StagingMemory AllocateStaging(int floats);
+    /// <param name="bytes">Its length.</param>
+    public abstract StagingMemory AllocateStaging(int bytes);
 
     /// <summary>Enqueues a copy to the device.</summary>
     /// <param name="source">Its source.</param>
-    /// <param name="first">The first float of it.</param>
+    /// <param name="first">The first byte of it.</param>
     /// <param name="target">Device memory.</param>
     /// <param name="offset">The first byte of it.</param>
-    /// <param name="floats">Floats.</param>
-    public abstract void Upload(StagingMemory source, int first, object target, long offset, int floats);
+    /// <param name="bytes">Bytes.</param>
+    public abstract void Upload(StagingMemory source, int first, object target, long offset, int bytes);
 
     /// <summary>Enqueues a copy from the device.</summary>
     /// <param name="source">Device memory.</param>
     /// <param name="offset">The first byte of it.</param>
     /// <param name="target">The target.</param>
-    /// <param name="first">The first float of it.</param>
-    /// <param name="floats">Floats.</param>
-    public abstract void Download(object source, long offset, StagingMemory target, int first, int floats);
+    /// <param name="first">The first byte of it.</param>
+    /// <param name="bytes">Bytes.</param>
+    public abstract void Download(object source, long offset, StagingMemory target, int first, int bytes);
 
     /// <summary>Waits until a queue is empty.</summary>
     /// <param name="queue">The queue.</param>
@@ -182,8 +182,8 @@ internal abstract class DeviceSession(DeviceRuntime runtime) : IDisposable
 /// <summary>Page-locked host memory, or what comes nearest on a device that has none.</summary>
 internal abstract unsafe class StagingMemory : IDisposable
 {
-    /// <summary>The first float.</summary>
-    public abstract float* Pointer { get; }
+    /// <summary>The first byte.</summary>
+    public abstract byte* Pointer { get; }
 
     public abstract void Dispose();
 }

@@ -3,7 +3,7 @@ using System.Runtime.InteropServices;
 
 namespace Gpu.Attention;
 
-/// <summary>A dense row-major float32 tensor in a device's memory, for work that stays there.</summary>
+/// <summary>A dense row-major tensor in a device's memory, for work that stays there: of float32, or of 16 bits.</summary>
 /// <remarks>Copies return when they are done. On the host a tensor is native memory, and everything works the same.</remarks>
 public sealed unsafe class DeviceTensor : IDisposable
 {
@@ -11,14 +11,17 @@ public sealed unsafe class DeviceTensor : IDisposable
     private readonly DeviceRuntime _runtime;
     private DeviceBlock? _block;
 
-    private DeviceTensor(ComputeDevice device, DeviceRuntime runtime, nint[] lengths, long length, DeviceBlock block) =>
-        (Device, _runtime, _lengths, Length, _block) = (device, runtime, lengths, length, block);
+    private DeviceTensor(ComputeDevice device, DeviceRuntime runtime, ElementType type, nint[] lengths, long length, DeviceBlock block) =>
+        (Device, _runtime, ElementType, _lengths, Length, _block) = (device, runtime, type, lengths, length, block);
 
     /// <summary>Frees memory that nobody disposed of.</summary>
     ~DeviceTensor() => Return();
 
     /// <summary>The device that it lies on.</summary>
     public ComputeDevice Device { get; }
+
+    /// <summary>How elements are stored.</summary>
+    public ElementType ElementType { get; }
 
     /// <summary>The sizes, outermost first.</summary>
     public ReadOnlySpan<nint> Lengths => _lengths;
@@ -33,19 +36,29 @@ public sealed unsafe class DeviceTensor : IDisposable
             ObjectDisposedException.ThrowIf(_block is null, this);
             Device.ThrowIfDisposed();
             return _runtime is HostRuntime
-                ? new MemoryRegion(null, HostRuntime.AddressOf(_block.Allocation, 0), Length)
-                : new MemoryRegion(_block.Allocation, 0, Length);
+                ? new MemoryRegion(null, HostRuntime.AddressOf(_block.Allocation, 0), Length, ElementType)
+                : new MemoryRegion(_block.Allocation, 0, Length, ElementType);
         }
     }
 
+    private long Bytes => Length * ElementType.Size();
+
+    /// <summary>Allocates a float32 tensor. Its content is undefined until something is written to it.</summary>
+    /// <inheritdoc cref="Allocate{T}(ComputeDevice, ReadOnlySpan{nint})"/>
+    public static DeviceTensor Allocate(ComputeDevice device, params ReadOnlySpan<nint> lengths) => Allocate<float>(device, lengths);
+
     /// <summary>Allocates a tensor. Its content is undefined until something is written to it.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>.</typeparam>
     /// <param name="device">The device.</param>
     /// <param name="lengths">The sizes, outermost first: <c>[B, T, H, D]</c> for an operand of attention.</param>
     /// <exception cref="ArgumentException">A size is negative, or the tensor would be larger than 2⁶³ bytes.</exception>
+    /// <exception cref="NotSupportedException">Elements are of another type.</exception>
     /// <exception cref="DeviceException">The device cannot be opened, or has too little memory.</exception>
-    public static DeviceTensor Allocate(ComputeDevice device, params ReadOnlySpan<nint> lengths)
+    public static DeviceTensor Allocate<T>(ComputeDevice device, params ReadOnlySpan<nint> lengths)
+        where T : unmanaged
     {
         ArgumentNullException.ThrowIfNull(device);
+        ElementType type = TensorArguments.StorageOf<T>();
         Int128 length = 1;
         foreach (nint size in lengths)
         {
@@ -62,7 +75,7 @@ public sealed unsafe class DeviceTensor : IDisposable
         DeviceRuntime runtime = device.OpenRuntime();
         try
         {
-            return new DeviceTensor(device, runtime, lengths.ToArray(), (long)length, runtime.Pool.Rent((long)length * sizeof(float)));
+            return new DeviceTensor(device, runtime, type, lengths.ToArray(), (long)length, runtime.Pool.Rent((long)length * type.Size()));
         }
         catch (DeviceOutOfMemoryException e)
         {
@@ -70,14 +83,20 @@ public sealed unsafe class DeviceTensor : IDisposable
         }
     }
 
+    /// <summary>Allocates a float32 tensor and fills it.</summary>
+    /// <inheritdoc cref="From{T}(ComputeDevice, in ReadOnlyTensorSpan{T})"/>
+    public static DeviceTensor From(ComputeDevice device, in ReadOnlyTensorSpan<float> source) => From<float>(device, source);
+
     /// <summary>Allocates a tensor and fills it.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>.</typeparam>
     /// <param name="device">The device.</param>
     /// <param name="source">Its elements, dense.</param>
     /// <exception cref="ArgumentException">The source is not dense.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory.</exception>
-    public static DeviceTensor From(ComputeDevice device, in ReadOnlyTensorSpan<float> source)
+    public static DeviceTensor From<T>(ComputeDevice device, in ReadOnlyTensorSpan<T> source)
+        where T : unmanaged
     {
-        DeviceTensor tensor = Allocate(device, source.Lengths);
+        DeviceTensor tensor = Allocate<T>(device, source.Lengths);
         try
         {
             tensor.Upload(source);
@@ -90,55 +109,75 @@ public sealed unsafe class DeviceTensor : IDisposable
         }
     }
 
+    /// <summary>Copies float32 elements to the device.</summary>
+    /// <inheritdoc cref="Upload{T}(in ReadOnlyTensorSpan{T})"/>
+    public void Upload(in ReadOnlyTensorSpan<float> source) => Upload<float>(source);
+
     /// <summary>Copies elements to the device.</summary>
+    /// <typeparam name="T">The type of the tensor's elements.</typeparam>
     /// <param name="source">Dense, of the tensor's sizes.</param>
-    /// <exception cref="ArgumentException">The sizes differ, or the source is not dense.</exception>
+    /// <exception cref="ArgumentException">The sizes or types differ, or the source is not dense.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
-    public void Upload(in ReadOnlyTensorSpan<float> source)
+    public void Upload<T>(in ReadOnlyTensorSpan<T> source)
+        where T : unmanaged
     {
+        RequireType<T>(nameof(source));
         RequireFit(source.Lengths, source.IsDense, nameof(source));
-        fixed (float* pointer = &TensorMarshal.GetReference(source))
+        fixed (T* pointer = &TensorMarshal.GetReference(source))
         {
-            Device.Copy(this, pointer, Length, toDevice: true);
+            Device.Copy(this, pointer, Bytes, toDevice: true);
         }
     }
 
     /// <summary>Copies elements to the device.</summary>
+    /// <typeparam name="T">The type of the tensor's elements.</typeparam>
     /// <param name="source">As many as the tensor has.</param>
-    /// <exception cref="ArgumentException">There are more or fewer.</exception>
+    /// <exception cref="ArgumentException">There are more or fewer, or they are of another type.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
-    public void Upload(ReadOnlySpan<float> source)
+    public void Upload<T>(ReadOnlySpan<T> source)
+        where T : unmanaged
     {
+        RequireType<T>(nameof(source));
         RequireLength(source.Length, nameof(source));
-        fixed (float* pointer = source)
+        fixed (T* pointer = source)
         {
-            Device.Copy(this, pointer, Length, toDevice: true);
+            Device.Copy(this, pointer, Bytes, toDevice: true);
         }
     }
 
+    /// <summary>Copies float32 elements from the device.</summary>
+    /// <inheritdoc cref="Download{T}(in TensorSpan{T})"/>
+    public void Download(in TensorSpan<float> destination) => Download<float>(destination);
+
     /// <summary>Copies elements from the device.</summary>
+    /// <typeparam name="T">The type of the tensor's elements.</typeparam>
     /// <param name="destination">Dense, of the tensor's sizes.</param>
-    /// <exception cref="ArgumentException">The sizes differ, or the destination is not dense.</exception>
+    /// <exception cref="ArgumentException">The sizes or types differ, or the destination is not dense.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
-    public void Download(in TensorSpan<float> destination)
+    public void Download<T>(in TensorSpan<T> destination)
+        where T : unmanaged
     {
+        RequireType<T>(nameof(destination));
         RequireFit(destination.Lengths, destination.IsDense, nameof(destination));
-        fixed (float* pointer = &TensorMarshal.GetReference(destination))
+        fixed (T* pointer = &TensorMarshal.GetReference(destination))
         {
-            Device.Copy(this, pointer, Length, toDevice: false);
+            Device.Copy(this, pointer, Bytes, toDevice: false);
         }
     }
 
     /// <summary>Copies elements from the device.</summary>
+    /// <typeparam name="T">The type of the tensor's elements.</typeparam>
     /// <param name="destination">As many as the tensor has.</param>
-    /// <exception cref="ArgumentException">There are more or fewer.</exception>
+    /// <exception cref="ArgumentException">There are more or fewer, or they are of another type.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
-    public void Download(Span<float> destination)
+    public void Download<T>(Span<T> destination)
+        where T : unmanaged
     {
+        RequireType<T>(nameof(destination));
         RequireLength(destination.Length, nameof(destination));
-        fixed (float* pointer = destination)
+        fixed (T* pointer = destination)
         {
-            Device.Copy(this, pointer, Length, toDevice: false);
+            Device.Copy(this, pointer, Bytes, toDevice: false);
         }
     }
 
@@ -166,6 +205,14 @@ public sealed unsafe class DeviceTensor : IDisposable
         if (Interlocked.Exchange(ref _block, null) is { } block)
         {
             _runtime.Pool.Return(block);
+        }
+    }
+
+    private void RequireType<T>(string name)
+    {
+        if (TensorArguments.StorageOf<T>() != ElementType)
+        {
+            throw new ArgumentException($"{name} has elements of {typeof(T)} where the tensor {this} is stored as {ElementType}.", name);
         }
     }
 

@@ -22,11 +22,11 @@ internal sealed unsafe class HostRuntime(DeviceInfo info, int maxDegreeOfParalle
 
         public override long LiveBytes => 0;
 
-        public override StagingMemory AllocateStaging(int floats) => throw NoCopies();
+        public override StagingMemory AllocateStaging(int bytes) => throw NoCopies();
 
-        public override void Upload(StagingMemory source, int first, object target, long offset, int floats) => throw NoCopies();
+        public override void Upload(StagingMemory source, int first, object target, long offset, int bytes) => throw NoCopies();
 
-        public override void Download(object source, long offset, StagingMemory target, int first, int floats) => throw NoCopies();
+        public override void Download(object source, long offset, StagingMemory target, int first, int bytes) => throw NoCopies();
 
         public override void Wait(DeviceQueue queue)
         {

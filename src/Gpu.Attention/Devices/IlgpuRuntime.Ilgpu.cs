@@ -114,23 +114,23 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
 
         public override long LiveBytes => _engine.LiveBytes;
 
-        public override StagingMemory AllocateStaging(int floats)
+        public override StagingMemory AllocateStaging(int bytes)
         {
             // ILGPU locks pages in whatever context the thread has.
             _runtime.Bind();
-            return new Staging(_accelerator, floats);
+            return new Staging(_accelerator, bytes);
         }
 
-        public override unsafe void Upload(StagingMemory source, int first, object target, long offset, int floats)
+        public override unsafe void Upload(StagingMemory source, int first, object target, long offset, int bytes)
         {
             _runtime.Bind();
-            View(target, offset, floats).CopyFromCPUUnsafeAsync(_upload, ref source.Pointer[first], floats);
+            View(target, offset, bytes).CopyFromCPUUnsafeAsync(_upload, ref source.Pointer[first], bytes);
         }
 
-        public override unsafe void Download(object source, long offset, StagingMemory target, int first, int floats)
+        public override unsafe void Download(object source, long offset, StagingMemory target, int first, int bytes)
         {
             _runtime.Bind();
-            View(source, offset, floats).CopyToCPUUnsafeAsync(_download, ref target.Pointer[first], floats);
+            View(source, offset, bytes).CopyToCPUUnsafeAsync(_download, ref target.Pointer[first], bytes);
         }
 
         public override void Wait(DeviceQueue queue)
@@ -157,25 +157,23 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
             }
         }
 
-        private static ArrayView<float> View(object allocation, long offset, int floats) =>
-            ((MemoryBuffer)allocation).AsArrayView<float>(offset / sizeof(float), floats);
+        private static ArrayView<byte> View(object allocation, long offset, int bytes) => new((MemoryBuffer)allocation, offset, bytes);
     }
 
     /// <summary>Whole pages of its own: a driver locks pages, and refuses to lock one twice.</summary>
     private sealed unsafe class Staging : StagingMemory
     {
-        private readonly PageLockScope<float>? _lock;
-        private float* _pointer;
+        private readonly PageLockScope<byte>? _lock;
+        private byte* _pointer;
 
-        public Staging(Accelerator accelerator, int floats)
+        public Staging(Accelerator accelerator, int bytes)
         {
-            nuint page = (nuint)Environment.SystemPageSize;
-            nuint bytes = ((nuint)floats * sizeof(float)) + page - 1;
-            bytes -= bytes % page;
-            _pointer = (float*)NativeMemory.AlignedAlloc(bytes, page);
+            int page = Environment.SystemPageSize;
+            long whole = ((long)bytes + page - 1) / page * page;
+            _pointer = (byte*)NativeMemory.AlignedAlloc((nuint)whole, (nuint)page);
             try
             {
-                _lock = accelerator.CreatePageLockFromPinned<float>((nint)_pointer, (long)(bytes / sizeof(float)));
+                _lock = accelerator.CreatePageLockFromPinned<byte>((nint)_pointer, whole);
             }
             catch (Exception e) when (e is AcceleratorException or NotSupportedException)
             {
@@ -184,7 +182,7 @@ internal sealed class IlgpuRuntime(DeviceInfo info, Accelerator accelerator, Acc
             }
         }
 
-        public override float* Pointer => _pointer;
+        public override byte* Pointer => _pointer;
 
         public override void Dispose()
         {

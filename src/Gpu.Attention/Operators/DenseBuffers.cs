@@ -3,9 +3,9 @@ namespace Gpu.Attention;
 /// <summary>Describes a caller's dense tensors to an engine: pinned host memory, or memory of its device.</summary>
 internal static unsafe class DenseBuffers
 {
-    public static AttentionBuffers Of(AttentionShape shape, float* query, float* key, float* value, float* output) => Of(
-        shape, MemoryRegion.Host(query, shape.QueryElements), MemoryRegion.Host(key, shape.KeyElements), MemoryRegion.Host(value, shape.ValueElements),
-        MemoryRegion.Host(output, shape.OutputElements));
+    public static AttentionBuffers Of(AttentionShape shape, ElementType storage, void* query, void* key, void* value, void* output) => Of(
+        shape, new MemoryRegion(null, (nint)query, shape.QueryElements, storage), new MemoryRegion(null, (nint)key, shape.KeyElements, storage),
+        new MemoryRegion(null, (nint)value, shape.ValueElements, storage), new MemoryRegion(null, (nint)output, shape.OutputElements, storage));
 
     public static AttentionBuffers Of(AttentionShape shape, MemoryRegion query, MemoryRegion key, MemoryRegion value, MemoryRegion output) => new()
     {

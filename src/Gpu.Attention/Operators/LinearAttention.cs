@@ -10,6 +10,12 @@ public sealed record LinearAttentionOptions
     public bool Causal { get; init; }
 
     /// <summary>
+    /// Causal: how many tokens make a block; a query sees its whole block and all earlier ones. Blocks are counted from each sequence's first token of a
+    /// call.
+    /// </summary>
+    public int CausalBlock { get; init; } = 1;
+
+    /// <summary>
     /// The factor on <c>q·k</c>; null for <c>1/√D</c>. Exponential feature maps estimate <c>exp(scale · q·k)</c>. For other maps it multiplies
     /// the weights, and so shows only when <see cref="Normalize"/> is false.
     /// </summary>
@@ -31,11 +37,16 @@ public sealed record LinearAttentionOptions
 /// Attention in linear time through a feature map: <c>φ(Q)(φ(K)ᵀV)</c>, bidirectional, causal or across two sequences.
 /// </summary>
 /// <remarks>
-/// <para>Tensors are dense, row-major float32: query <c>[B, T, H, D]</c>, key <c>[B, S, Hk, D]</c>, value <c>[B, S, Hk, Dv]</c>, output
-/// <c>[B, T, H, Dv]</c>. Sizes may change from call to call. A second call with the same sizes allocates nothing.</para>
+/// <para>Tensors are dense and row-major, of float32, or of 16 bits with float32 sums: query <c>[B, T, H, D]</c>, key <c>[B, S, Hk, D]</c>, value
+/// <c>[B, S, Hk, Dv]</c>, output <c>[B, T, H, Dv]</c>. Query head <c>i</c> reads key head <c>i / (H / Hk)</c>. Sizes may change from call to call. A second call
+/// with the same sizes, and the same layout, allocates nothing.</para>
+/// <para>Sequences of different lengths come padded or packed, with a <see cref="SequenceLayout"/>.</para>
 /// <para>A sequence that comes in pieces keeps what it has seen in an <see cref="AttentionState"/>: <see cref="CreateState"/>, then <c>Append</c>, <c>Read</c>, <c>Step</c>.</para>
-/// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.
-/// The same input gives the same bits, whatever the number of threads and whatever else is in the batch.</para>
+/// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.</para>
+/// <para>Bits. On one device, the same sequence gives the same bits: on every run, with any number of threads and any memory budget, alone or in any batch,
+/// padded on either side, with holes or packed with others, and whatever its causal future holds. 16-bit tensors give the float32 result of the stored
+/// numbers, rounded once. Not promised: the same bits on another device, with another width of vectors, from another version of the library, or
+/// when a sequence is cut into other calls; <c>Step</c> says what holds there.</para>
 /// </remarks>
 public sealed unsafe partial class LinearAttention : IDisposable
 {
@@ -63,6 +74,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
             throw new ArgumentException($"FeatureEpsilon is {Options.FeatureEpsilon}; it must not be negative.", nameof(options));
         }
 
+        TensorArguments.RequirePositive(Options.CausalBlock, nameof(Options.CausalBlock), nameof(options));
         if (!Enum.IsDefined(Options.Compatibility))
         {
             throw new ArgumentException($"Compatibility {Options.Compatibility} is not a known convention.", nameof(options));
@@ -95,25 +107,35 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <summary>What is computed.</summary>
     public LinearAttentionOptions Options { get; }
 
+    /// <summary>Computes attention of float32 tensors.</summary>
+    /// <inheritdoc cref="Forward{T}(in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in TensorSpan{T}, SequenceLayout?)"/>
+    public void Forward(
+        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output,
+        SequenceLayout? layout = null) =>
+        Forward<float>(query, key, value, output, layout);
+
     /// <summary>Computes attention.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not overlap an input.</param>
-    /// <exception cref="ArgumentException">A rank, size or stride is wrong, or the output overlaps an input.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">A rank, size or stride is wrong, the layout does not fit, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Forward(
-        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
+    public void Forward<T>(
+        in ReadOnlyTensorSpan<T> query, in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value, in TensorSpan<T> output, SequenceLayout? layout = null)
+        where T : unmanaged
     {
         AttentionShape shape = TensorArguments.Shape(query, key, value, output);
-        fixed (float* q = &TensorMarshal.GetReference(query))
-        fixed (float* k = &TensorMarshal.GetReference(key))
-        fixed (float* v = &TensorMarshal.GetReference(value))
-        fixed (float* o = &TensorMarshal.GetReference(output))
+        fixed (T* q = &TensorMarshal.GetReference(query))
+        fixed (T* k = &TensorMarshal.GetReference(key))
+        fixed (T* v = &TensorMarshal.GetReference(value))
+        fixed (T* o = &TensorMarshal.GetReference(output))
         {
-            Forward(shape, q, k, v, o, null, null);
+            Forward(shape, TensorArguments.StorageOf<T>(), q, k, v, o, null, null, layout);
         }
     }
 
@@ -122,32 +144,40 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not be an input.</param>
-    /// <exception cref="ArgumentException">A tensor lies on another device, a rank or size is wrong, or the output is an input.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">
+    /// A tensor lies on another device, a rank or size is wrong, they are stored differently, the layout does not fit, or the output is an input.
+    /// </exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why. No other takes over.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
     /// <exception cref="ObjectDisposedException">A tensor, the operator or its device is disposed.</exception>
-    public void Forward(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    public void Forward(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output, SequenceLayout? layout = null)
     {
         AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
-        _executor.ForwardInPlace(Problem(shape, false, false), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
+        AttentionProblem problem = Problem(shape, query.ElementType, false, false, layout);
+        _executor.ForwardInPlace(problem, DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
         DeviceTensor.KeepAlive(query, key, value, output);
     }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
     /// <param name="shape">The sizes.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
     /// <param name="value">Values, <c>B·S·Hk·Dv</c> elements.</param>
     /// <param name="output">Receives the outputs, <c>B·T·H·Dv</c> elements; may not overlap an input.</param>
-    /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">A length is wrong, the layout does not fit, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Forward(
-        AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output) =>
-        Forward(shape, query, key, value, output, null, null);
+    public void Forward<T>(
+        AttentionShape shape, ReadOnlySpan<T> query, ReadOnlySpan<T> key, ReadOnlySpan<T> value, Span<T> output, SequenceLayout? layout = null)
+        where T : unmanaged =>
+        Forward(shape, query, key, value, output, null, null, layout);
 
     /// <summary>Computes attention that goes on from an earlier state and hands its own on: a long sequence in pieces.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums and states are float32 throughout.</typeparam>
     /// <param name="shape">The sizes.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
@@ -155,21 +185,23 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <param name="output">Receives the outputs, <c>B·T·H·Dv</c> elements; may not overlap an input.</param>
     /// <param name="initialState">What the sequences had seen before; null for nothing.</param>
     /// <param name="finalState">Receives what they have seen after; null when not wanted. May be <paramref name="initialState"/>.</param>
-    /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input, or a state does not fit.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">A length is wrong, the layout or a state does not fit, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Forward(
-        AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output,
-        AttentionState? initialState, AttentionState? finalState)
+    public void Forward<T>(
+        AttentionShape shape, ReadOnlySpan<T> query, ReadOnlySpan<T> key, ReadOnlySpan<T> value, Span<T> output, AttentionState? initialState,
+        AttentionState? finalState, SequenceLayout? layout = null)
+        where T : unmanaged
     {
         TensorArguments.RequireLengths(shape, query.Length, key.Length, value.Length, output.Length);
-        fixed (float* q = query)
-        fixed (float* k = key)
-        fixed (float* v = value)
-        fixed (float* o = output)
+        fixed (T* q = query)
+        fixed (T* k = key)
+        fixed (T* v = value)
+        fixed (T* o = output)
         {
-            Forward(shape, q, k, v, o, initialState, finalState);
+            Forward(shape, TensorArguments.StorageOf<T>(), q, k, v, o, initialState, finalState, layout);
         }
     }
 
@@ -197,10 +229,13 @@ public sealed unsafe partial class LinearAttention : IDisposable
 
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
+    /// <param name="layout">The layout of the call's tensors.</param>
+    /// <exception cref="ArgumentException">The layout does not fit.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public long WorkspaceBytes(AttentionShape shape) => _executor.WorkspaceBytes(Problem(shape, false, false));
+    public long WorkspaceBytes(AttentionShape shape, SequenceLayout? layout = null) =>
+        _executor.WorkspaceBytes(Problem(shape, ElementType.Single, false, false, layout));
 
     /// <summary>Releases the operator's scratch memory.</summary>
     public void Dispose() => _executor.Dispose();
@@ -210,10 +245,10 @@ public sealed unsafe partial class LinearAttention : IDisposable
         AttentionShape shape = problem.Shape;
         FeaturePair features = problem.Features!;
         if (state is not null && (state.Sequences, state.Heads, state.FeatureDimension, state.ValueDimension, state.Family) !=
-            (shape.Batch, shape.KeyHeads, features.FeatureDimension, shape.ValueDimension, features.Family))
+            (problem.Sequences, shape.KeyHeads, features.FeatureDimension, shape.ValueDimension, features.Family))
         {
             throw new ArgumentException(
-                $"{state} does not fit a state [{shape.Batch}, {shape.KeyHeads}, {features.FeatureDimension}, {shape.ValueDimension}] " +
+                $"{state} does not fit a state [{problem.Sequences}, {shape.KeyHeads}, {features.FeatureDimension}, {shape.ValueDimension}] " +
                 $"({features.Family}) of {shape}.", parameter);
         }
 
@@ -224,22 +259,21 @@ public sealed unsafe partial class LinearAttention : IDisposable
     }
 
     private void Forward(
-        AttentionShape shape, float* query, float* key, float* value, float* output, AttentionState? initialState, AttentionState? finalState)
+        AttentionShape shape, ElementType storage, void* query, void* key, void* value, void* output, AttentionState? initialState,
+        AttentionState? finalState, SequenceLayout? layout)
     {
-        AttentionProblem problem = Problem(shape, initialState is not null, finalState is not null);
+        AttentionProblem problem = Problem(shape, storage, initialState is not null, finalState is not null, layout);
         RequireFit(initialState, problem, nameof(initialState));
         RequireFit(finalState, problem, nameof(finalState));
-        Run(problem, query, key, value, output, initialState, finalState);
+        Run(problem, DenseBuffers.Of(shape, storage, query, key, value, output), initialState, finalState);
     }
 
-    private void Run(
-        AttentionProblem problem, float* query, float* key, float* value, float* output, AttentionState? initialState, AttentionState? finalState)
+    private void Run(AttentionProblem problem, in AttentionBuffers buffers, AttentionState? initialState, AttentionState? finalState)
     {
-        AttentionShape shape = problem.Shape;
-        TensorArguments.RequireDisjoint(shape, query, key, value, output);
+        TensorArguments.RequireDisjoint(problem.Shape, buffers);
         if (initialState is null && finalState is null)
         {
-            _executor.Forward(problem, DenseBuffers.Of(shape, query, key, value, output));
+            _executor.Forward(problem, buffers);
             return;
         }
 
@@ -250,7 +284,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
         fixed (float* finalSums = finalState is null ? default : finalState.Sums)
         fixed (float* finalNormalizers = finalState is null ? default : finalState.Normalizers)
         {
-            _executor.Forward(problem, DenseBuffers.Of(shape, query, key, value, output) with
+            _executor.Forward(problem, buffers with
             {
                 InitialState = DenseBuffers.Of(initialState, initialScale, initialSums, initialNormalizers),
                 FinalState = DenseBuffers.Of(finalState, finalScale, finalSums, finalNormalizers),
@@ -295,15 +329,25 @@ public sealed unsafe partial class LinearAttention : IDisposable
         return _lowering = new Lowering(pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
     }
 
-    private AttentionProblem Problem(AttentionShape shape, bool hasInitialState, bool wantsFinalState) =>
-        Problem(Call.Forward, shape, Options.Causal, hasInitialState, wantsFinalState);
+    private AttentionProblem Problem(AttentionShape shape, ElementType storage, bool hasInitialState, bool wantsFinalState, SequenceLayout? layout) =>
+        Problem(Call.Forward, shape, storage, Options.Causal, hasInitialState, wantsFinalState, layout);
 
-    private AttentionProblem Problem(Call call, AttentionShape shape, bool causal, bool hasInitialState, bool wantsFinalState)
+    private AttentionProblem Problem(
+        Call call, AttentionShape shape, ElementType storage, bool causal, bool hasInitialState, bool wantsFinalState, SequenceLayout? layout)
     {
         AttentionProblem? known = _problems[(int)call];
-        if (known is not null && known.Shape == shape && known.HasInitialState == hasInitialState && known.WantsFinalState == wantsFinalState)
+        if (known is not null && known.Shape == shape && known.Storage == storage && known.HasInitialState == hasInitialState
+            && known.WantsFinalState == wantsFinalState && (known.Layout == layout || (layout is null && known.Layout!.IsWhole)))
         {
             return known;
+        }
+
+        TensorArguments.RequireFit(layout, shape);
+        int block = causal ? Options.CausalBlock : 1;
+        if (layout is null && block > 1)
+        {
+            // What engines say in a layout's terms holds of whole sequences too.
+            layout = SequenceLayout.Whole(shape.Batch, shape.KeyLength);
         }
 
         TensorArguments.RequireRows(call == Call.Append ? "key" : "query", Features, shape);
@@ -314,6 +358,9 @@ public sealed unsafe partial class LinearAttention : IDisposable
             Shape = shape,
             Features = lowering.Pair,
             Causal = causal,
+            CausalBlock = block,
+            Layout = layout,
+            Storage = storage,
             Scale = exponential || Options.Normalize ? 1 : Options.Scale ?? Features.DefaultScale(shape.KeyDimension),
             Normalize = Options.Normalize,
             Convention = Options.Compatibility,

@@ -9,6 +9,11 @@ public sealed record SoftmaxAttentionOptions
     /// <summary>True when query <c>i</c> sees keys <c>0..i</c> only.</summary>
     public bool Causal { get; init; }
 
+    /// <summary>
+    /// Causal: how many tokens make a block; a query sees its whole block and all earlier ones. Blocks are counted from each sequence's first token.
+    /// </summary>
+    public int CausalBlock { get; init; } = 1;
+
     /// <summary>The factor on <c>q·k</c>; null for <c>1/√D</c>.</summary>
     public float? Scale { get; init; }
 }
@@ -33,6 +38,7 @@ public sealed unsafe partial class SoftmaxAttention : IDisposable
         device.ThrowIfDisposed();
         Options = options ?? new SoftmaxAttentionOptions();
         TensorArguments.RequireFinite(Options.Scale, nameof(Options.Scale), nameof(options));
+        TensorArguments.RequirePositive(Options.CausalBlock, nameof(Options.CausalBlock), nameof(options));
         _executor = new Executor(device);
     }
 
@@ -48,25 +54,35 @@ public sealed unsafe partial class SoftmaxAttention : IDisposable
     /// <summary>What is computed.</summary>
     public SoftmaxAttentionOptions Options { get; }
 
+    /// <summary>Computes attention of float32 tensors.</summary>
+    /// <inheritdoc cref="Forward{T}(in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in TensorSpan{T}, SequenceLayout?)"/>
+    public void Forward(
+        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output,
+        SequenceLayout? layout = null) =>
+        Forward<float>(query, key, value, output, layout);
+
     /// <summary>Computes attention.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not overlap an input.</param>
-    /// <exception cref="ArgumentException">A rank, size or stride is wrong, or the output overlaps an input.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">A rank, size or stride is wrong, the layout does not fit, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Forward(
-        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
+    public void Forward<T>(
+        in ReadOnlyTensorSpan<T> query, in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value, in TensorSpan<T> output, SequenceLayout? layout = null)
+        where T : unmanaged
     {
         AttentionShape shape = TensorArguments.Shape(query, key, value, output);
-        fixed (float* q = &TensorMarshal.GetReference(query))
-        fixed (float* k = &TensorMarshal.GetReference(key))
-        fixed (float* v = &TensorMarshal.GetReference(value))
-        fixed (float* o = &TensorMarshal.GetReference(output))
+        fixed (T* q = &TensorMarshal.GetReference(query))
+        fixed (T* k = &TensorMarshal.GetReference(key))
+        fixed (T* v = &TensorMarshal.GetReference(value))
+        fixed (T* o = &TensorMarshal.GetReference(output))
         {
-            Forward(shape, q, k, v, o);
+            Forward(shape, TensorArguments.StorageOf<T>(), q, k, v, o, layout);
         }
     }
 
@@ -75,70 +91,86 @@ public sealed unsafe partial class SoftmaxAttention : IDisposable
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="value">Values <c>[B, S, Hk, Dv]</c>.</param>
     /// <param name="output">Receives the outputs <c>[B, T, H, Dv]</c>; may not be an input.</param>
-    /// <exception cref="ArgumentException">A tensor lies on another device, a rank or size is wrong, or the output is an input.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">
+    /// A tensor lies on another device, a rank or size is wrong, they are stored differently, the layout does not fit, or the output is an input.
+    /// </exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why. No other takes over.</exception>
     /// <exception cref="DeviceException">The device failed.</exception>
     /// <exception cref="ObjectDisposedException">A tensor, the operator or its device is disposed.</exception>
-    public void Forward(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    public void Forward(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output, SequenceLayout? layout = null)
     {
         AttentionShape shape = TensorArguments.Shape(Device, query, key, value, output);
-        _executor.ForwardInPlace(Problem(shape), DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
+        AttentionProblem problem = Problem(shape, query.ElementType, layout);
+        _executor.ForwardInPlace(problem, DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region), wait: true);
         DeviceTensor.KeepAlive(query, key, value, output);
     }
 
     /// <summary>Computes attention on flat memory of a given shape.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
     /// <param name="shape">The sizes.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
     /// <param name="value">Values, <c>B·S·Hk·Dv</c> elements.</param>
     /// <param name="output">Receives the outputs, <c>B·T·H·Dv</c> elements; may not overlap an input.</param>
-    /// <exception cref="ArgumentException">A length is wrong, or the output overlaps an input.</exception>
+    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their rows of the batch.</param>
+    /// <exception cref="ArgumentException">A length is wrong, the layout does not fit, or the output overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public void Forward(
-        AttentionShape shape, ReadOnlySpan<float> query, ReadOnlySpan<float> key, ReadOnlySpan<float> value, Span<float> output)
+    public void Forward<T>(
+        AttentionShape shape, ReadOnlySpan<T> query, ReadOnlySpan<T> key, ReadOnlySpan<T> value, Span<T> output, SequenceLayout? layout = null)
+        where T : unmanaged
     {
         TensorArguments.RequireLengths(shape, query.Length, key.Length, value.Length, output.Length);
-        fixed (float* q = query)
-        fixed (float* k = key)
-        fixed (float* v = value)
-        fixed (float* o = output)
+        fixed (T* q = query)
+        fixed (T* k = key)
+        fixed (T* v = value)
+        fixed (T* o = output)
         {
-            Forward(shape, q, k, v, o);
+            Forward(shape, TensorArguments.StorageOf<T>(), q, k, v, o, layout);
         }
     }
 
     /// <summary>Scratch memory, beside inputs and outputs, that a call of this shape holds.</summary>
     /// <param name="shape">The sizes.</param>
+    /// <param name="layout">The layout of the call's tensors.</param>
+    /// <exception cref="ArgumentException">The layout does not fit.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public long WorkspaceBytes(AttentionShape shape) => _executor.WorkspaceBytes(Problem(shape));
+    public long WorkspaceBytes(AttentionShape shape, SequenceLayout? layout = null) => _executor.WorkspaceBytes(Problem(shape, ElementType.Single, layout));
 
     /// <summary>Releases the operator's scratch memory.</summary>
     public void Dispose() => _executor.Dispose();
 
-    private void Forward(AttentionShape shape, float* query, float* key, float* value, float* output)
+    private void Forward(AttentionShape shape, ElementType storage, void* query, void* key, void* value, void* output, SequenceLayout? layout)
     {
-        TensorArguments.RequireDisjoint(shape, query, key, value, output);
-        _executor.Forward(Problem(shape), DenseBuffers.Of(shape, query, key, value, output));
+        AttentionBuffers buffers = DenseBuffers.Of(shape, storage, query, key, value, output);
+        TensorArguments.RequireDisjoint(shape, buffers);
+        _executor.Forward(Problem(shape, storage, layout), buffers);
     }
 
-    private AttentionProblem Problem(AttentionShape shape)
+    private AttentionProblem Problem(AttentionShape shape, ElementType storage, SequenceLayout? layout)
     {
         // By way of a local: another thread may replace the field at any time.
         AttentionProblem? problem = _problem;
-        if (problem?.Shape != shape)
+        if (problem is not null && problem.Shape == shape && problem.Storage == storage
+            && (problem.Layout == layout || (layout is null && problem.Layout!.IsWhole)))
         {
-            _problem = problem = new AttentionProblem
-            {
-                Shape = shape,
-                Causal = Options.Causal,
-                Scale = Options.Scale ?? (1 / MathF.Sqrt(shape.KeyDimension)),
-            };
+            return problem;
         }
 
-        return problem;
+        TensorArguments.RequireFit(layout, shape);
+        int block = Options.Causal ? Options.CausalBlock : 1;
+        return _problem = new AttentionProblem
+        {
+            Shape = shape,
+            Causal = Options.Causal,
+            CausalBlock = block,
+            Layout = layout ?? (block > 1 ? SequenceLayout.Whole(shape.Batch, shape.KeyLength) : null),
+            Storage = storage,
+            Scale = Options.Scale ?? (1 / MathF.Sqrt(shape.KeyDimension)),
+        };
     }
 }

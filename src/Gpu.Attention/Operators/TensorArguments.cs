@@ -12,8 +12,8 @@ internal static class TensorArguments
 
     /// <summary>The shape that four tensors describe together.</summary>
     /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the others.</exception>
-    public static AttentionShape Shape(
-        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in TensorSpan<float> output)
+    public static AttentionShape Shape<T>(
+        in ReadOnlyTensorSpan<T> query, in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value, in TensorSpan<T> output)
     {
         return Shape(
             Read(query.Lengths, query.IsDense, nameof(query), QueryLayout), Read(key.Lengths, key.IsDense, nameof(key), KeyLayout),
@@ -33,6 +33,10 @@ internal static class TensorArguments
             throw new ArgumentException($"The output {output} is an input too.", nameof(output));
         }
 
+        RequireStoredAs(query.ElementType, key, nameof(key));
+        RequireStoredAs(query.ElementType, value, nameof(value));
+        RequireStoredAs(query.ElementType, output, nameof(output));
+
         return Shape(
             Read(query.Lengths, true, nameof(query), QueryLayout), Read(key.Lengths, true, nameof(key), KeyLayout),
             Read(value.Lengths, true, nameof(value), ValueLayout), Read(output.Lengths, true, nameof(output), OutputLayout));
@@ -40,7 +44,7 @@ internal static class TensorArguments
 
     /// <summary>The shape of keys and values alone: no queries, and as many heads.</summary>
     /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the other.</exception>
-    public static AttentionShape KeyShape(in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value)
+    public static AttentionShape KeyShape<T>(in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value)
     {
         Sizes k = Read(key.Lengths, key.IsDense, nameof(key), KeyLayout);
         Sizes v = Read(value.Lengths, value.IsDense, nameof(value), ValueLayout);
@@ -50,7 +54,7 @@ internal static class TensorArguments
 
     /// <summary>The shape of queries and outputs that read <paramref name="keyHeads"/> heads of a state: no keys.</summary>
     /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the other or the state's heads.</exception>
-    public static AttentionShape QueryShape(in ReadOnlyTensorSpan<float> query, in TensorSpan<float> output, int keyHeads)
+    public static AttentionShape QueryShape<T>(in ReadOnlyTensorSpan<T> query, in TensorSpan<T> output, int keyHeads)
     {
         Sizes q = Read(query.Lengths, query.IsDense, nameof(query), QueryLayout);
         Sizes o = Read(output.Lengths, output.IsDense, nameof(output), OutputLayout);
@@ -86,11 +90,40 @@ internal static class TensorArguments
 
     /// <summary>Throws when the output shares memory with an input.</summary>
     /// <exception cref="ArgumentException">It does.</exception>
-    public static unsafe void RequireDisjoint(AttentionShape shape, float* query, float* key, float* value, float* output)
+    public static void RequireDisjoint(AttentionShape shape, in AttentionBuffers buffers)
     {
-        RequireDisjoint("query", query, shape.QueryElements, output, shape.OutputElements, shape);
-        RequireDisjoint("key", key, shape.KeyElements, output, shape.OutputElements, shape);
-        RequireDisjoint("value", value, shape.ValueElements, output, shape.OutputElements, shape);
+        RequireDisjoint("query", buffers.Query.Memory, buffers.Output.Memory, shape);
+        RequireDisjoint("key", buffers.Key.Memory, buffers.Output.Memory, shape);
+        RequireDisjoint("value", buffers.Value.Memory, buffers.Output.Memory, shape);
+    }
+
+    /// <summary>Throws when two regions of one allocation, or of host memory, overlap.</summary>
+    /// <exception cref="ArgumentException">They do.</exception>
+    public static void RequireDisjoint(string name, MemoryRegion input, MemoryRegion output, AttentionShape shape)
+    {
+        if (input.Length > 0 && output.Length > 0 && input.Owner == output.Owner
+            && input.Address < output.Address + (output.Length * output.Type.Size()) && output.Address < input.Address + (input.Length * input.Type.Size()))
+        {
+            throw new ArgumentException($"The output overlaps the {name} in memory ({shape}).", nameof(output));
+        }
+    }
+
+    /// <summary>How elements of a type are stored.</summary>
+    /// <exception cref="NotSupportedException">Tensors of the type are not attended to.</exception>
+    public static ElementType StorageOf<T>() =>
+        typeof(T) == typeof(float) ? ElementType.Single
+        : typeof(T) == typeof(Half) ? ElementType.Half
+        : typeof(T) == typeof(BFloat16) ? ElementType.BFloat16
+        : throw new NotSupportedException($"Tensors of {typeof(T)} are not attended to; use float, Half or BFloat16.");
+
+    /// <summary>Throws when a layout does not describe tensors of a shape.</summary>
+    /// <exception cref="ArgumentException">It does not.</exception>
+    public static void RequireFit(SequenceLayout? layout, AttentionShape shape)
+    {
+        if (layout?.WhyUnfit(shape) is { } reason)
+        {
+            throw new ArgumentException($"The layout does not fit: {reason}.", nameof(layout));
+        }
     }
 
     /// <summary>Throws when a feature map does not take rows of the shape's dimension.</summary>
@@ -100,6 +133,16 @@ internal static class TensorArguments
         if (features.InputDimension is int taken && taken != shape.KeyDimension)
         {
             throw new ArgumentException($"The feature map {features} takes rows of dimension {taken}, not {shape.KeyDimension}: {shape}.", name);
+        }
+    }
+
+    /// <summary>Throws when a number of tokens is not positive.</summary>
+    /// <exception cref="ArgumentException">It is not.</exception>
+    public static void RequirePositive(int value, string name, string parameter)
+    {
+        if (value < 1)
+        {
+            throw new ArgumentException($"{name} is {value}; it must be at least 1.", parameter);
         }
     }
 
@@ -138,11 +181,11 @@ internal static class TensorArguments
         }
     }
 
-    private static unsafe void RequireDisjoint(string name, float* input, long inputLength, float* output, long outputLength, AttentionShape shape)
+    private static void RequireStoredAs(ElementType type, DeviceTensor tensor, string name)
     {
-        if (inputLength > 0 && outputLength > 0 && input < output + outputLength && output < input + inputLength)
+        if (tensor.ElementType != type)
         {
-            throw new ArgumentException($"The output overlaps the {name} in memory ({shape}).", nameof(output));
+            throw new ArgumentException($"{name} {tensor} is stored as {tensor.ElementType}, the query as {type}.", name);
         }
     }
 

@@ -6,21 +6,25 @@ namespace Gpu.Attention;
 /// <summary>Describes views of a caller's accelerator to an engine, and checks them first.</summary>
 internal static class ViewBuffers
 {
-    public static AttentionBuffers Of(
-        ComputeDevice device, AttentionShape shape, ArrayView<float> query, ArrayView<float> key, ArrayView<float> value, ArrayView<float> output)
+    public static AttentionBuffers Of<T>(
+        ComputeDevice device, AttentionShape shape, ArrayView<T> query, ArrayView<T> key, ArrayView<T> value, ArrayView<T> output)
+        where T : unmanaged
     {
         TensorArguments.RequireLengths(shape, query.Length, key.Length, value.Length, output.Length);
         Accelerator? accelerator = (device.OpenRuntime() as IlgpuRuntime)?.Accelerator;
         AttentionBuffers buffers = DenseBuffers.Of(
             shape, Region(device, accelerator, query, nameof(query)), Region(device, accelerator, key, nameof(key)),
             Region(device, accelerator, value, nameof(value)), Region(device, accelerator, output, nameof(output)));
-        RequireDisjoint("query", buffers.Query.Memory, buffers.Output.Memory, shape);
-        RequireDisjoint("key", buffers.Key.Memory, buffers.Output.Memory, shape);
-        RequireDisjoint("value", buffers.Value.Memory, buffers.Output.Memory, shape);
+        TensorArguments.RequireDisjoint(shape, buffers);
         return buffers;
     }
 
-    private static MemoryRegion Region(ComputeDevice device, Accelerator? accelerator, ArrayView<float> view, string name)
+    /// <summary>How elements of a view's type are stored.</summary>
+    /// <exception cref="NotSupportedException">Views of the type are not attended to.</exception>
+    public static ElementType StorageOf<T>() => typeof(T) == typeof(ILGPU.Half) ? ElementType.Half : TensorArguments.StorageOf<T>();
+
+    private static MemoryRegion Region<T>(ComputeDevice device, Accelerator? accelerator, ArrayView<T> view, string name)
+        where T : unmanaged
     {
         if (view.Length == 0)
         {
@@ -34,16 +38,7 @@ internal static class ViewBuffers
         }
 
         return accelerator is not null && buffer.Accelerator == accelerator
-            ? new MemoryRegion(buffer, checked((nint)((IContiguousArrayView)view).IndexInBytes), view.Length)
+            ? new MemoryRegion(buffer, checked((nint)((IContiguousArrayView)view).IndexInBytes), view.Length, StorageOf<T>())
             : throw new ArgumentException($"The view {name} is memory of {buffer.Accelerator?.Name ?? "the host"}, not of the operator's device, {device}.", name);
-    }
-
-    private static void RequireDisjoint(string name, MemoryRegion input, MemoryRegion output, AttentionShape shape)
-    {
-        if (input.Owner is not null && input.Owner == output.Owner
-            && input.Address < output.Address + (output.Length * sizeof(float)) && output.Address < input.Address + (input.Length * sizeof(float)))
-        {
-            throw new ArgumentException($"The output overlaps the {name} in memory ({shape}).", nameof(output));
-        }
     }
 }

@@ -1,15 +1,15 @@
 namespace Gpu.Attention;
 
-/// <summary>Runs of floats in host memory, in two nested regular steps: the part of a dense tensor that a segment takes.</summary>
-/// <param name="Start">The first float.</param>
+/// <summary>Runs of bytes in host memory, in two nested regular steps: the part of a dense tensor that a segment takes.</summary>
+/// <param name="Start">The first byte.</param>
 /// <param name="Outer">Sequences.</param>
-/// <param name="OuterStride">Floats from one sequence to the next.</param>
+/// <param name="OuterStride">Bytes from one sequence to the next.</param>
 /// <param name="Inner">Runs of a sequence.</param>
-/// <param name="InnerStride">Floats from one run to the next.</param>
-/// <param name="Run">Floats of a run.</param>
+/// <param name="InnerStride">Bytes from one run to the next.</param>
+/// <param name="Run">Bytes of a run.</param>
 internal readonly unsafe record struct HostView(nint Start, long Outer, long OuterStride, long Inner, long InnerStride, long Run)
 {
-    /// <summary>Floats in all.</summary>
+    /// <summary>Bytes in all.</summary>
     public long Length => Outer * Inner * Run;
 
     /// <summary>A view with as few runs as can be.</summary>
@@ -29,28 +29,27 @@ internal readonly unsafe record struct HostView(nint Start, long Outer, long Out
         }
     }
 
-    /// <summary>Copies floats <c>first ..</c>, counted without the gaps, to dense memory.</summary>
+    /// <summary>Copies bytes <c>first ..</c>, counted without the gaps, to dense memory.</summary>
     /// <param name="first">The first.</param>
     /// <param name="target">Dense memory.</param>
     /// <param name="count">How many.</param>
-    public void CopyTo(long first, float* target, long count) => Copy(first, target, count, isInwards: false);
+    public void CopyTo(long first, byte* target, long count) => Copy(first, target, count, isInwards: false);
 
-    /// <summary>Copies dense memory over floats <c>first ..</c>, counted without the gaps.</summary>
+    /// <summary>Copies dense memory over bytes <c>first ..</c>, counted without the gaps.</summary>
     /// <param name="first">The first.</param>
     /// <param name="source">Dense memory.</param>
     /// <param name="count">How many.</param>
-    public void CopyFrom(long first, float* source, long count) => Copy(first, source, count, isInwards: true);
+    public void CopyFrom(long first, byte* source, long count) => Copy(first, source, count, isInwards: true);
 
-    private void Copy(long first, float* dense, long count, bool isInwards)
+    private void Copy(long first, byte* dense, long count, bool isInwards)
     {
         while (count > 0)
         {
             (long run, long at) = Math.DivRem(first, Run);
             (long outer, long inner) = Math.DivRem(run, Inner);
-            float* here = (float*)Start + (outer * OuterStride) + (inner * InnerStride) + at;
+            byte* here = (byte*)Start + (outer * OuterStride) + (inner * InnerStride) + at;
             long length = Math.Min(count, Run - at);
-            long bytes = length * sizeof(float);
-            Buffer.MemoryCopy(isInwards ? dense : here, isInwards ? here : dense, bytes, bytes);
+            Buffer.MemoryCopy(isInwards ? dense : here, isInwards ? here : dense, length, length);
             dense += length;
             first += length;
             count -= length;

@@ -1,18 +1,18 @@
 namespace Gpu.Attention;
 
 /// <summary>The largest piece of a problem that runs at once.</summary>
-/// <param name="Sequences">Sequences of the batch.</param>
+/// <param name="Sequences">Sequences.</param>
 /// <param name="KeyHeads">Key heads, with the heads that read them.</param>
-/// <param name="Queries">Query tokens.</param>
-/// <param name="Keys">Key tokens.</param>
-internal readonly record struct SegmentSize(int Sequences, int KeyHeads, int Queries, int Keys)
+/// <param name="Queries">Query tokens of a sequence; with a layout, of the piece's sequences together.</param>
+/// <param name="Keys">Key tokens of a sequence; with a layout, of the piece's sequences together.</param>
+internal readonly record struct SegmentSize(int Sequences, int KeyHeads, long Queries, long Keys)
 {
-    /// <summary>The piece as a problem.</summary>
+    /// <summary>The piece as a problem; not for problems with a layout.</summary>
     /// <param name="problem">The problem that it is a piece of.</param>
     public AttentionProblem Of(AttentionProblem problem)
     {
         AttentionShape s = problem.Shape;
-        return problem with { Shape = new AttentionShape(Sequences, Queries, Keys, KeyHeads * s.HeadGroup, KeyHeads, s.KeyDimension, s.ValueDimension) };
+        return problem with { Shape = new AttentionShape(Sequences, (int)Queries, (int)Keys, KeyHeads * s.HeadGroup, KeyHeads, s.KeyDimension, s.ValueDimension) };
     }
 
     /// <summary>At most so many tokens.</summary>
@@ -44,18 +44,20 @@ internal sealed class SegmentLayout
     {
         AttentionShape shape = problem.Shape;
         Int128 rows = (Int128)size.Sequences * size.KeyHeads;
-        Int128 queries = rows * shape.HeadGroup * size.Queries;
-        Int128 keys = rows * size.Keys;
-        Query = Take(slots, queries * shape.KeyDimension);
-        Key = Take(slots, keys * shape.KeyDimension);
-        Value = Take(slots, keys * shape.ValueDimension);
-        Output = Take(slots, queries * shape.ValueDimension);
+        Int128 tokenRows = problem.Layout is null ? rows : size.KeyHeads;
+        Int128 queries = tokenRows * shape.HeadGroup * size.Queries;
+        Int128 keys = tokenRows * size.Keys;
+        int stored = problem.Storage.Size();
+        Query = Take(slots, queries * shape.KeyDimension * stored);
+        Key = Take(slots, keys * shape.KeyDimension * stored);
+        Value = Take(slots, keys * shape.ValueDimension * stored);
+        Output = Take(slots, queries * shape.ValueDimension * stored);
 
         // A group's last state still comes down while the next group computes and the one after it goes up.
         if (problem.Features is { } features && (problem.HasInitialState || problem.WantsFinalState || IsCut(problem, size)))
         {
             int groups = slots == 1 ? 1 : 3;
-            Int128 states = rows * features.FeatureDimension;
+            Int128 states = rows * features.FeatureDimension * sizeof(float);
             Int128 scales = features.Family == FeatureFamily.Exponential ? states : 0;
             long[] logScale = Take(groups, scales);
             long[] maximum = Take(groups, scales);
@@ -64,7 +66,7 @@ internal sealed class SegmentLayout
             States = [.. Enumerable.Range(0, groups).Select(i => new StatePlaces(logScale[i], maximum[i], sums[i], normalizers[i]))];
         }
 
-        Workspace = Take(1, (workspaceBytes + sizeof(float) - 1) / sizeof(float))[0];
+        Workspace = Take(1, workspaceBytes)[0];
         WorkspaceBytes = workspaceBytes;
         TotalBytes = _next > long.MaxValue ? long.MaxValue : (long)_next;
     }
@@ -97,15 +99,15 @@ internal sealed class SegmentLayout
     /// <param name="problem">The problem.</param>
     /// <param name="size">Its largest segment.</param>
     public static bool IsCut(AttentionProblem problem, SegmentSize size) =>
-        size.Queries < problem.Shape.QueryLength || size.Keys < problem.Shape.KeyLength;
+        problem.Layout is null && (size.Queries < problem.Shape.QueryLength || size.Keys < problem.Shape.KeyLength);
 
-    private long[] Take(int count, Int128 floats)
+    private long[] Take(int count, Int128 bytes)
     {
         long[] places = new long[count];
         for (int i = 0; i < count; i++)
         {
             places[i] = (long)Int128.Min(_next, long.MaxValue);
-            _next += ((floats * sizeof(float)) + Alignment - 1) / Alignment * Alignment;
+            _next += (bytes + Alignment - 1) / Alignment * Alignment;
         }
 
         return places;

@@ -6,7 +6,8 @@ namespace Gpu.Attention;
 /// </summary>
 /// <remarks>
 /// <para>The batch is cut first; then the tokens, at the engine's <see cref="IAttentionEngine.SegmentMultiple"/>, with the state handed on; then the
-/// key heads. Exact attention is cut by sequences and heads only, since its queries need all keys. No cut changes a bit of the result.</para>
+/// key heads. Exact attention is cut by sequences and heads only, since its queries need all keys, and so is a problem with a layout: its sequences are
+/// taken in groups of about as many tokens. No cut changes a bit of the result.</para>
 /// <para>Where possible two segments' tensors fit at once, so that one comes and one goes while one is computed.</para>
 /// </remarks>
 internal sealed class SegmentPlan
@@ -14,11 +15,11 @@ internal sealed class SegmentPlan
     private readonly AttentionProblem _problem;
     private readonly SegmentSize _size;
 
-    private SegmentPlan(AttentionProblem problem, SegmentSize size, int slots, long workspaceBytes)
+    private SegmentPlan(AttentionProblem problem, SegmentSize size, int slots, long workspaceBytes, IEnumerable<SequenceGroup> groups)
     {
         (_problem, _size, Slots) = (problem, size, slots);
         Layout = new SegmentLayout(problem, size, slots, workspaceBytes);
-        Segments = [.. Groups()];
+        Segments = [.. Cut(groups)];
     }
 
     /// <summary>The segments, in the order in which they run.</summary>
@@ -36,7 +37,14 @@ internal sealed class SegmentPlan
     /// <param name="budget">Bytes on the device.</param>
     /// <param name="smallest">What the smallest plan takes.</param>
     /// <returns>Null when nothing fits.</returns>
-    public static SegmentPlan? Find(AttentionProblem problem, IAttentionEngine engine, long budget, out long smallest)
+    public static SegmentPlan? Find(AttentionProblem problem, IAttentionEngine engine, long budget, out long smallest) =>
+        problem.Layout is null ? FindCut(problem, engine, budget, out smallest) : FindGroups(problem, problem.Layout, engine, budget, out smallest);
+
+    /// <inheritdoc/>
+    public override string ToString() =>
+        $"{Segments.Length} segments of up to {_size.Sequences} sequences, {_size.KeyHeads} key heads, {Math.Max(_size.Queries, _size.Keys)} tokens; {Layout.TotalBytes} bytes";
+
+    private static SegmentPlan? FindCut(AttentionProblem problem, IAttentionEngine engine, long budget, out long smallest)
     {
         AttentionShape shape = problem.Shape;
         var whole = new SegmentSize(shape.Batch, shape.KeyHeads, shape.QueryLength, shape.KeyLength);
@@ -80,7 +88,8 @@ internal sealed class SegmentPlan
 
             SegmentLayout Lay(SegmentSize size, int slots) => new(problem, size, slots, Workspace(size));
 
-            SegmentPlan Plan(SegmentSize size, int slots) => new(problem, size, slots, Workspace(size));
+            SegmentPlan Plan(SegmentSize size, int slots) => new(
+                problem, size, slots, Workspace(size), Pieces(shape.Batch, size.Sequences).Select(piece => new SequenceGroup(piece.First, piece.Count, null)));
 
             long Workspace(SegmentSize size)
             {
@@ -92,9 +101,110 @@ internal sealed class SegmentPlan
         return null;
     }
 
-    /// <inheritdoc/>
-    public override string ToString() =>
-        $"{Segments.Length} segments of up to {_size.Sequences} sequences, {_size.KeyHeads} key heads, {Math.Max(_size.Queries, _size.Keys)} tokens; {Layout.TotalBytes} bytes";
+    private static SegmentPlan? FindGroups(AttentionProblem problem, SequenceLayout layout, IAttentionEngine engine, long budget, out long smallest)
+    {
+        AttentionShape shape = problem.Shape;
+        long tokens = 0;
+        for (int sequence = 0; sequence < layout.Sequences; sequence++)
+        {
+            tokens += Tokens(problem, layout, sequence);
+        }
+
+        SequenceGroup[] whole = layout.Sequences == 0 ? [] : [new SequenceGroup(0, layout.Sequences, layout)];
+        smallest = 0;
+        foreach (bool isRoomy in new[] { true, false })
+        {
+            if (Fits(whole, shape.KeyHeads, 1))
+            {
+                return Plan(whole, shape.KeyHeads, 1);
+            }
+
+            foreach (int slots in new[] { 2, 1 })
+            {
+                if (Largest(1, (int)Math.Min(tokens, int.MaxValue), n => Fits(Groups(problem, layout, n), shape.KeyHeads, slots)) is int most)
+                {
+                    return Plan(Groups(problem, layout, most), shape.KeyHeads, slots);
+                }
+
+                SequenceGroup[] single = Groups(problem, layout, 1);
+                if (Largest(1, shape.KeyHeads, n => Fits(single, n, slots)) is int heads)
+                {
+                    return Plan(single, heads, slots);
+                }
+
+                smallest = Lay(single, 1, slots).TotalBytes;
+            }
+
+            bool Fits(SequenceGroup[] groups, int heads, int slots) => Lay(groups, heads, slots).TotalBytes <= budget;
+
+            SegmentLayout Lay(SequenceGroup[] groups, int heads, int slots) => new(problem, SizeOf(groups, heads), slots, Workspace(groups, heads));
+
+            SegmentPlan Plan(SequenceGroup[] groups, int heads, int slots) => new(problem, SizeOf(groups, heads), slots, Workspace(groups, heads), groups);
+
+            long Workspace(SequenceGroup[] groups, int heads) => groups.Select(group => Part(problem, group, heads)).Select(part =>
+                isRoomy ? engine.WorkspaceBytes(part) : engine.MinimumWorkspaceBytes(part)).DefaultIfEmpty(0).Max();
+        }
+
+        return null;
+
+        SegmentSize SizeOf(SequenceGroup[] groups, int heads)
+        {
+            AttentionShape[] shapes = [.. groups.Select(group => Part(problem, group, heads).Shape)];
+            return new SegmentSize(
+                groups.Select(group => group.Count).DefaultIfEmpty(0).Max(), heads,
+                shapes.Select(s => (long)s.Batch * s.QueryLength).DefaultIfEmpty(0).Max(),
+                shapes.Select(s => (long)s.Batch * s.KeyLength).DefaultIfEmpty(0).Max());
+        }
+    }
+
+    /// <summary>Queries and keys of a sequence, as they are copied.</summary>
+    private static long Tokens(AttentionProblem problem, SequenceLayout layout, int sequence) =>
+        layout.Queries(sequence, problem.Shape.QueryLength).Count + (problem.Shape.KeyLength > 0 ? (long)layout.Keys(sequence).Count : 0);
+
+    /// <summary>Neighbouring sequences in groups of at most so many tokens, or a sequence where one alone has more.</summary>
+    private static SequenceGroup[] Groups(AttentionProblem problem, SequenceLayout layout, int tokens)
+    {
+        var groups = new List<SequenceGroup>();
+        int first = 0;
+        long taken = 0;
+        for (int sequence = 0; sequence < layout.Sequences; sequence++)
+        {
+            long more = Tokens(problem, layout, sequence);
+            if (sequence > first && taken + more > tokens)
+            {
+                Add(sequence);
+            }
+
+            taken += more;
+        }
+
+        if (first < layout.Sequences)
+        {
+            Add(layout.Sequences);
+        }
+
+        return [.. groups];
+
+        void Add(int end)
+        {
+            groups.Add(new SequenceGroup(first, end - first, layout.Slice(first, end - first)));
+            (first, taken) = (end, 0);
+        }
+    }
+
+    /// <summary>A group of a layout's sequences as a problem.</summary>
+    private static AttentionProblem Part(AttentionProblem problem, SequenceGroup group, int heads)
+    {
+        AttentionShape s = problem.Shape;
+        SequenceLayout layout = group.Layout!;
+        int queries = s.QueryLength == 0 ? 0 : layout.QueryLength ?? s.QueryLength;
+        int keys = s.KeyLength == 0 ? 0 : layout.KeyLength;
+        return problem with
+        {
+            Shape = new AttentionShape(layout.Batch, queries, keys, heads * s.HeadGroup, heads, s.KeyDimension, s.ValueDimension),
+            Layout = layout,
+        };
+    }
 
     /// <summary>The largest number for which a condition holds that, once false, stays so.</summary>
     private static int? Largest(int low, int high, Predicate<int> holds)
@@ -122,22 +232,27 @@ internal sealed class SegmentPlan
         }
     }
 
-    private IEnumerable<Segment> Groups()
+    private IEnumerable<Segment> Cut(IEnumerable<SequenceGroup> groups)
     {
-        AttentionShape shape = _problem.Shape;
-        int group = 0;
-        foreach ((int firstSequence, int sequences) in Pieces(shape.Batch, _size.Sequences))
+        int number = 0;
+        foreach (SequenceGroup group in groups)
         {
-            foreach ((int firstHead, int heads) in Pieces(shape.KeyHeads, _size.KeyHeads))
+            foreach ((int firstHead, int heads) in Pieces(_problem.Shape.KeyHeads, _size.KeyHeads))
             {
-                SegmentSize size = _size with { Sequences = sequences, KeyHeads = heads };
-                Segment[] segments = [.. SegmentLayout.IsCut(_problem, _size) ? Tokens(size) : [Whole(size)]];
+                SegmentSize size = _size with { Sequences = group.Count, KeyHeads = heads };
+                Segment[] segments = [.. group.Layout is not null ? [Whole(group, heads)] : SegmentLayout.IsCut(_problem, _size) ? Tokens(size) : [Whole(size)]];
                 foreach (Segment segment in segments)
                 {
-                    yield return segment with { Group = group, FirstSequence = firstSequence, FirstKeyHead = firstHead };
+                    yield return segment with
+                    {
+                        Group = number,
+                        FirstSequence = group.First,
+                        FirstRow = group.Layout is { IsPacked: true } ? 0 : group.First,
+                        FirstKeyHead = firstHead,
+                    };
                 }
 
-                group++;
+                number++;
             }
         }
     }
@@ -148,13 +263,21 @@ internal sealed class SegmentPlan
 
     private Segment Whole(SegmentSize size) => Part(size, 0, 0, Initial, Final);
 
+    private Segment Whole(SequenceGroup group, int heads)
+    {
+        SequenceLayout layout = _problem.Layout!;
+        return new Segment(
+            Part(_problem, group, heads), 0, 0, 0, 0, layout.Queries(group.First, _problem.Shape.QueryLength).First,
+            _problem.Shape.KeyLength == 0 ? 0 : layout.Keys(group.First).First, Initial, Final);
+    }
+
     private IEnumerable<Segment> Tokens(SegmentSize size)
     {
         AttentionShape shape = _problem.Shape;
         StateEdge before = Initial;
         if (_problem.Causal)
         {
-            foreach ((int first, int count) in Pieces(shape.KeyLength, size.Keys))
+            foreach ((int first, int count) in Pieces(shape.KeyLength, (int)size.Keys))
             {
                 bool isLast = first + count == shape.KeyLength;
                 yield return Part(size with { Queries = count, Keys = count }, first, first, before, isLast ? Final : StateEdge.Neighbor);
@@ -165,14 +288,14 @@ internal sealed class SegmentPlan
         }
 
         // With no keys at all, a caller's state still goes up once and not for every piece of the queries.
-        IEnumerable<(int First, int Count)> keys = shape.KeyLength == 0 && before == StateEdge.Caller ? [(0, 0)] : Pieces(shape.KeyLength, size.Keys);
+        IEnumerable<(int First, int Count)> keys = shape.KeyLength == 0 && before == StateEdge.Caller ? [(0, 0)] : Pieces(shape.KeyLength, (int)size.Keys);
         foreach ((int first, int count) in keys)
         {
             yield return Part(size with { Queries = 0, Keys = count }, 0, first, before, StateEdge.Neighbor);
             before = StateEdge.Neighbor;
         }
 
-        foreach ((int first, int count) in Pieces(shape.QueryLength, size.Queries))
+        foreach ((int first, int count) in Pieces(shape.QueryLength, (int)size.Queries))
         {
             yield return Part(size with { Queries = count, Keys = 0 }, first, 0, before, StateEdge.None);
         }
@@ -186,5 +309,11 @@ internal sealed class SegmentPlan
 
     private Segment Part(SegmentSize size, int firstQuery, int firstKey, StateEdge before, StateEdge after) => new(
         size.Of(_problem) with { HasInitialState = before != StateEdge.None, WantsFinalState = after != StateEdge.None },
-        0, 0, 0, firstQuery, firstKey, before, after);
+        0, 0, 0, 0, firstQuery, firstKey, before, after);
+
+    /// <summary>Sequences that are taken together.</summary>
+    /// <param name="First">The first one.</param>
+    /// <param name="Count">How many.</param>
+    /// <param name="Layout">Their own layout, where the problem has one.</param>
+    private readonly record struct SequenceGroup(int First, int Count, SequenceLayout? Layout);
 }

@@ -58,20 +58,26 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
     private static Segment? At(SegmentPlan plan, int step, int stride) =>
         step >= 0 && step % stride == 0 && step / stride < plan.Segments.Length ? plan.Segments[step / stride] : null;
 
-    private static unsafe HostView View(TensorBuffer tensor, Segment segment, int firstToken, int tokens, int firstHead, int heads, int width) => new(
-        (nint)tensor.Row(segment.FirstSequence, firstToken, firstHead), segment.Problem.Shape.Batch, tensor.BatchStride, tokens, tensor.TokenStride,
-        (long)heads * width);
-
-    /// <summary>A part of a state; a row of it is <paramref name="width"/> floats for each key head.</summary>
-    private static unsafe HostView View(MemoryRegion part, AttentionProblem problem, Segment segment, long width)
+    private static HostView View(TensorBuffer tensor, Segment segment, int firstToken, int tokens, int firstHead, int heads, int width)
     {
-        long stride = problem.Shape.KeyHeads * width;
-        AttentionShape shape = segment.Problem.Shape;
+        long size = tensor.Memory.Type.Size();
+        long start = (segment.FirstRow * tensor.BatchStride) + (firstToken * tensor.TokenStride) + (firstHead * tensor.HeadStride);
         return new HostView(
-            (nint)(part.HostPointer + (segment.FirstSequence * stride) + (segment.FirstKeyHead * width)), shape.Batch, stride, 1, 0, shape.KeyHeads * width);
+            tensor.Memory.Address + (nint)(start * size), segment.Problem.Shape.Batch, tensor.BatchStride * size, tokens, tensor.TokenStride * size,
+            heads * width * size);
     }
 
-    private static MemoryRegion Region(DeviceBlock device, long offset, long floats) => new(device.Allocation, checked((nint)offset), floats);
+    /// <summary>A part of a state; a row of it is <paramref name="width"/> floats for each key head.</summary>
+    private static HostView View(MemoryRegion part, AttentionProblem problem, Segment segment, long width)
+    {
+        long bytes = width * sizeof(float);
+        long stride = problem.Shape.KeyHeads * bytes;
+        return new HostView(
+            part.Address + (nint)((segment.FirstSequence * stride) + (segment.FirstKeyHead * bytes)), segment.Problem.Sequences, stride, 1, 0,
+            segment.Problem.Shape.KeyHeads * bytes);
+    }
+
+    private static MemoryRegion Region(DeviceBlock device, long offset, long elements) => new(device.Allocation, checked((nint)offset), elements);
 
     private static AttentionBuffers DeviceBuffers(SegmentPlan plan, int step, int stride, Segment segment, DeviceBlock device)
     {
@@ -90,7 +96,7 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
         };
 
         TensorBuffer Dense(long offset, long elements, int tokens, int heads, int dimension) =>
-            TensorBuffer.Dense(Region(device, offset, elements), tokens, heads, dimension);
+            TensorBuffer.Dense(Region(device, offset, elements) with { Type = segment.Problem.Storage }, tokens, heads, dimension);
 
         StateBuffers State(StateEdge edge)
         {
@@ -101,7 +107,7 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
 
             FeaturePair features = segment.Problem.Features!;
             StatePlaces places = layout.States[segment.Group % layout.States.Length];
-            long rows = (long)shape.Batch * shape.KeyHeads * features.FeatureDimension;
+            long rows = (long)segment.Problem.Sequences * shape.KeyHeads * features.FeatureDimension;
             long scales = features.Family == FeatureFamily.Exponential ? rows : 0;
             return new StateBuffers(
                 Region(device, places.LogScale, scales), Region(device, places.Sums, rows * shape.ValueDimension), Region(device, places.Normalizers, rows))

@@ -7,13 +7,16 @@ namespace Gpu.Attention;
 /// <remarks><see cref="Step"/> does one piece, so that a thread can feed two queues in turn.</remarks>
 internal sealed unsafe class TransferQueue(DeviceSession session, DeviceQueue queue) : IDisposable
 {
-    /// <summary>The most floats of a half: 4 MB, enough for a bus's full speed.</summary>
-    private const int MaxPieceFloats = 1 << 20;
+    /// <summary>The most bytes of a half: enough for a bus's full speed.</summary>
+    private const int MaxPieceBytes = 4 << 20;
+
+    /// <summary>What places in staging memory are multiples of.</summary>
+    private const int Alignment = 64;
 
     private readonly List<Item> _items = [];
     private StagingMemory? _staging;
     private object? _device;
-    private int _pieceFloats;
+    private int _pieceBytes;
     private long _longest;
     private int _item;
     private long _done;
@@ -34,7 +37,7 @@ internal sealed unsafe class TransferQueue(DeviceSession session, DeviceQueue qu
 
     /// <summary>Adds a part of a tensor.</summary>
     /// <param name="view">The part.</param>
-    /// <param name="offset">Where its floats lie on the device, without gaps: the first byte.</param>
+    /// <param name="offset">Where its bytes lie on the device, without gaps: the first byte.</param>
     public void Add(HostView view, long offset)
     {
         if (view.Length > 0)
@@ -57,7 +60,7 @@ internal sealed unsafe class TransferQueue(DeviceSession session, DeviceQueue qu
 
         RequireStaging();
         Item item = _items[_item];
-        var piece = new Piece(item, _done, (int)Math.Min(_pieceFloats, item.View.Length - _done), _half * _pieceFloats);
+        var piece = new Piece(item, _done, (int)Math.Min(_pieceBytes, item.View.Length - _done), _half * _pieceBytes);
         if (queue == DeviceQueue.Upload)
         {
             piece.Item.View.CopyTo(piece.First, _staging!.Pointer + piece.Place, piece.Count);
@@ -93,18 +96,18 @@ internal sealed unsafe class TransferQueue(DeviceSession session, DeviceQueue qu
     {
         _staging?.Dispose();
         _staging = null;
-        _pieceFloats = 0;
+        _pieceBytes = 0;
     }
 
     private void RequireStaging()
     {
-        int wanted = (int)Math.Min(MaxPieceFloats, _longest);
-        if (_pieceFloats < wanted)
+        int wanted = (int)Math.Min(MaxPieceBytes, (_longest + Alignment - 1) / Alignment * Alignment);
+        if (_pieceBytes < wanted)
         {
             Finish();
             Dispose();
             _staging = session.AllocateStaging(2 * wanted);
-            _pieceFloats = wanted;
+            _pieceBytes = wanted;
         }
     }
 
@@ -132,9 +135,9 @@ internal sealed unsafe class TransferQueue(DeviceSession session, DeviceQueue qu
 
     private readonly record struct Item(HostView View, long Offset);
 
-    /// <summary>Floats <c>First ..</c> of an item, at a place in the staging memory.</summary>
+    /// <summary>Bytes <c>First ..</c> of an item, at a place in the staging memory.</summary>
     private readonly record struct Piece(Item Item, long First, int Count, int Place)
     {
-        public long DeviceOffset => Item.Offset + (First * sizeof(float));
+        public long DeviceOffset => Item.Offset + First;
     }
 }

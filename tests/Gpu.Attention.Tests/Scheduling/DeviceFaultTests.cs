@@ -81,7 +81,7 @@ public sealed class DeviceFaultTests
             }
         }
 
-        Assert.Equal((0, 0, 0), (fake.Allocated, fake.Sessions, fake.StagingFloats));
+        Assert.Equal((0, 0, 0), (fake.Allocated, fake.Sessions, fake.StagingBytes));
 
         float[] Copy(DeviceTensor tensor)
         {

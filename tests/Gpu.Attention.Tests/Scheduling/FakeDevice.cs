@@ -28,8 +28,8 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
     /// <summary>Sessions that are open.</summary>
     public int Sessions { get; private set; }
 
-    /// <summary>Staging memory that is allocated, in floats.</summary>
-    public int StagingFloats { get; private set; }
+    /// <summary>Staging memory that is allocated, in bytes.</summary>
+    public int StagingBytes { get; private set; }
 
     /// <summary>What the device was asked to do, in order: "upload 3", "compute 2", "wait Upload", …</summary>
     public List<string> Log { get; } = [];
@@ -112,13 +112,13 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
 
         public override long LiveBytes => 0;
 
-        public override StagingMemory AllocateStaging(int floats) => new Staging(device, floats);
+        public override StagingMemory AllocateStaging(int bytes) => new Staging(device, bytes);
 
-        public override void Upload(StagingMemory source, int first, object target, long offset, int floats) => Enqueue(DeviceQueue.Upload, () =>
-            new Span<float>(source.Pointer + first, floats).CopyTo(Floats(target, offset, floats)));
+        public override void Upload(StagingMemory source, int first, object target, long offset, int bytes) => Enqueue(DeviceQueue.Upload, () =>
+            new Span<byte>(source.Pointer + first, bytes).CopyTo(Bytes(target, offset, bytes)));
 
-        public override void Download(object source, long offset, StagingMemory target, int first, int floats) => Enqueue(DeviceQueue.Download, () =>
-            Floats(source, offset, floats).CopyTo(new Span<float>(target.Pointer + first, floats)));
+        public override void Download(object source, long offset, StagingMemory target, int first, int bytes) => Enqueue(DeviceQueue.Download, () =>
+            Bytes(source, offset, bytes).CopyTo(new Span<byte>(target.Pointer + first, bytes)));
 
         public override void Wait(DeviceQueue queue)
         {
@@ -149,8 +149,8 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
             device.Step("close");
         }
 
-        private static Span<float> Floats(object allocation, long offset, int floats) =>
-            new(((Memory)allocation).Pointer + (offset / sizeof(float)), floats);
+        private static Span<byte> Bytes(object allocation, long offset, int bytes) =>
+            new((byte*)((Memory)allocation).Pointer + offset, bytes);
     }
 
     /// <summary>The host's engine, which finds device memory by its offsets.</summary>
@@ -195,28 +195,28 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
             new(Here(state.LogScale), Here(state.Sums), Here(state.Normalizers)) { Maximum = Here(state.Maximum) };
 
         private static MemoryRegion Here(MemoryRegion region) => region.Owner is Memory memory
-            ? MemoryRegion.Host((float*)((byte*)memory.Pointer + region.Address), region.Length)
+            ? region with { Owner = null, Address = (nint)memory.Pointer + region.Address }
             : region;
     }
 
     private sealed class Staging : StagingMemory
     {
         private readonly FakeDevice _device;
-        private readonly int _floats;
+        private readonly int _bytes;
 
-        public Staging(FakeDevice device, int floats)
+        public Staging(FakeDevice device, int bytes)
         {
             device.Step("staging");
-            (_device, _floats) = (device, floats);
-            _device.StagingFloats += floats;
-            Pointer = (float*)NativeMemory.AlignedAlloc((nuint)floats * sizeof(float), 64);
+            (_device, _bytes) = (device, bytes);
+            _device.StagingBytes += bytes;
+            Pointer = (byte*)NativeMemory.AlignedAlloc((nuint)bytes, 64);
         }
 
-        public override float* Pointer { get; }
+        public override byte* Pointer { get; }
 
         public override void Dispose()
         {
-            _device.StagingFloats -= _floats;
+            _device.StagingBytes -= _bytes;
             NativeMemory.AlignedFree(Pointer);
         }
     }
