@@ -102,7 +102,7 @@ public sealed class DeviceFaultTests
         var fake = new FakeDevice(Plenty, QueueTiming.Eager);
         ComputeDevice device = fake.Open();
         DeviceTensor tensor = DeviceTensor.Allocate(device, 3);
-        tensor.Upload([1, 2, 3]);
+        tensor.Upload([1f, 2, 3]);
         var attention = new LinearAttention(device, FeatureMap.EluPlusOne);
         Forward(attention, Shape);
         fake.OnStep = step => _ = step == where ? throw new InvalidOperationException("it burns") : 0;
