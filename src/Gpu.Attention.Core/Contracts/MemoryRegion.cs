@@ -66,8 +66,8 @@ public readonly record struct TensorBuffer(MemoryRegion Memory, long BatchStride
     public static TensorBuffer Dense(MemoryRegion memory, int tokens, int heads, int dimension) =>
         new(memory, (long)tokens * heads * dimension, (long)heads * dimension, dimension);
 
-    internal unsafe float* Row(long batch, long token, long head) =>
-        Memory.HostPointer + (batch * BatchStride) + (token * TokenStride) + (head * HeadStride);
+    internal unsafe void* Row(long batch, long token, long head) =>
+        (byte*)Memory.Address + (((batch * BatchStride) + (token * TokenStride) + (head * HeadStride)) * Memory.Type.Size());
 }
 
 /// <summary>The three parts of an <see cref="AttentionState"/> in an engine's reach, dense and row-major.</summary>

@@ -56,14 +56,13 @@ internal sealed unsafe partial class LinearForward<TV>
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
         {
-            Project(_key, heads, _buffers.Key.Row(batch, 0, firstHead), (nint)_buffers.Key.HeadStride, token.Keys, token.KeyTerms, scratch);
+            Project(_key, heads, _buffers.Key, batch, firstHead, token.Keys, token.KeyTerms, scratch);
         }
 
         if (hasQuery)
         {
             Project(
-                _query, heads * shape.HeadGroup, _buffers.Query.Row(batch, 0, firstHead * shape.HeadGroup), (nint)_buffers.Query.HeadStride,
-                token.Queries, token.QueryTerms, scratch);
+                _query, heads * shape.HeadGroup, _buffers.Query, batch, firstHead * shape.HeadGroup, token.Queries, token.QueryTerms, scratch);
         }
 
         for (int head = 0; head < heads; head++)
@@ -96,7 +95,7 @@ internal sealed unsafe partial class LinearForward<TV>
 
         if (hasKey)
         {
-            SimdBlas<TV>.CopyRows(1, dv, _buffers.Value.Row(batch, 0, head), 0, token.Value, _layout.ValueStride);
+            StoredRows.Copy(_buffers.Value, batch, head, new TokenList(0, 1), dv, token.Value, _layout.ValueStride);
             for (int i = 0; i < _layout.ValueStride; i += TV.Count)
             {
                 // A sum is never −0.
@@ -158,8 +157,11 @@ internal sealed unsafe partial class LinearForward<TV>
     }
 
     /// <summary>W x' and the row terms of one row of every head.</summary>
-    private void Project(PackedForm<TV> form, int n, float* x, nint stride, float* target, float* terms, Scratch scratch)
+    private void Project(PackedForm<TV> form, int n, TensorBuffer tensor, long batch, int firstHead, float* target, float* terms, Scratch scratch)
     {
+        // The rows of a token's heads are taken as those of so many tokens.
+        TensorBuffer turned = tensor with { TokenStride = tensor.HeadStride, HeadStride = tensor.TokenStride };
+        float* x = StoredRows.Read(turned, batch, head: 0, new TokenList(firstHead, n), _layout.InputDimension, scratch.Rows, out nint stride);
         float* mapped = PreMap(form, n, x, stride, scratch, out nint mappedStride);
         if (form.Panels is null)
         {

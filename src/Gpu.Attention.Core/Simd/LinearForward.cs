@@ -22,6 +22,7 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
     private AttentionProblem _problem = null!;
     private AttentionBuffers _buffers;
     private LinearLayout _layout;
+    private SequencePlan? _plan;
     private PackedForm<TV> _query = null!;
     private PackedForm<TV> _key = null!;
     private FeatureMode _mode;
@@ -53,7 +54,8 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
         Chain,
         Reduce,
         Scan,
-        Read,
+        ReadChunk,
+        ReadState,
         Export,
         Token,
     }
@@ -68,6 +70,7 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
         _problem = problem;
         _buffers = buffers;
         _layout = new LinearLayout(problem, loop.Degree, TV.Count, sweepsTokens);
+        _plan = _layout.Plan;
         _query = PackedForm<TV>.Of(problem.Features!.Query);
         _key = PackedForm<TV>.Of(problem.Features.Key);
         _epsilon = problem.FeatureEpsilon;
@@ -112,23 +115,23 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
             case Phase.Chain:
                 RunChain(item, StateAt(slot), KeysAt(slot), scratch);
                 break;
-            case Phase.Reduce:
-                Reduce(item / _chunks, _firstChunk + (int)(item % _chunks), KeysAt(item), scratch);
+            case Phase.Reduce when HasChunk(item, out long chain, out int chunk):
+                Reduce(chain, chunk, KeysAt(item), scratch);
                 break;
             case Phase.Scan:
-                for (int chunk = 0; chunk < _chunks; chunk++)
+                for (int chunk = _firstChunk; chunk < Math.Min(_firstChunk + _chunks, KeyChunks(Place(item))); chunk++)
                 {
-                    Keys keys = KeysAt((item * _chunks) + chunk);
+                    Keys keys = KeysAt((item * _chunks) + chunk - _firstChunk);
                     Raise(StateAt(item), keys, scratch);
                     Absorb(StateAt(item), keys, keepPrefix: _problem.Causal);
                 }
 
                 break;
-            case Phase.Read when _problem.Causal:
-                ReadCausal(item / _chunks, _firstChunk + (int)(item % _chunks), KeysAt(item), scratch, prefixInDelta: true, default);
+            case Phase.ReadChunk when HasChunk(item, out long chain, out int chunk):
+                ReadCausal(chain, chunk, KeysAt(item), scratch, prefixInDelta: true, default);
                 break;
-            case Phase.Read:
-                ReadState(item / _chunks, (int)(item % _chunks), StateAt(item / _chunks), scratch);
+            case Phase.ReadState:
+                ReadStateBlock(item / _layout.QueryBlocks, (int)(item % _layout.QueryBlocks), scratch);
                 break;
             case Phase.Export:
                 Export(item, StateAt(item));
@@ -146,21 +149,34 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
             Import(chain, StateAt(chain));
         }
 
+        // Queries that see no key read the initial state, before any key raises its scale.
+        if (_plan is { HasBlindQueries: true })
+        {
+            Do(Phase.ReadState, _layout.Chains * _layout.QueryBlocks);
+        }
+
+        // Chains stand in order of falling length; as the shorter ones end, the longer ones take their room.
+        int places = _problem.Sequences;
         for (_firstChunk = 0; _firstChunk < _layout.KeyChunks; _firstChunk += _chunks)
         {
-            _chunks = Math.Min(_layout.BlockChunks, _layout.KeyChunks - _firstChunk);
-            Do(Phase.Reduce, _layout.Chains * _chunks);
-            Do(Phase.Scan, _layout.Chains);
+            while (KeyChunks(places - 1) <= _firstChunk)
+            {
+                places--;
+            }
+
+            long chains = (long)places * _problem.Shape.KeyHeads;
+            _chunks = (int)Math.Min(_layout.KeysCount / chains, _layout.KeyChunks - _firstChunk);
+            Do(Phase.Reduce, chains * _chunks);
+            Do(Phase.Scan, chains);
             if (_problem.Causal)
             {
-                Do(Phase.Read, _layout.Chains * _chunks);
+                Do(Phase.ReadChunk, chains * _chunks);
             }
         }
 
-        if (!_problem.Causal && _layout.QueryChunks > 0)
+        if (!_problem.Causal)
         {
-            _chunks = _layout.QueryChunks;
-            Do(Phase.Read, _layout.Chains * _chunks);
+            Do(Phase.ReadState, _layout.Chains * _layout.QueryBlocks);
         }
 
         Do(Phase.Export, _layout.Chains);
@@ -168,8 +184,14 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
 
     private void RunChain(long chain, State state, Keys keys, Scratch scratch)
     {
+        int place = Place(chain);
         Import(chain, state);
-        for (int chunk = 0; chunk < _layout.KeyChunks; chunk++)
+        if (_problem.Causal)
+        {
+            ReadStateBlocks(chain, state, scratch);
+        }
+
+        for (int chunk = 0; chunk < KeyChunks(place); chunk++)
         {
             Reduce(chain, chunk, keys, scratch);
             Raise(state, keys, scratch);
@@ -181,9 +203,9 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
             Absorb(state, keys, keepPrefix: false);
         }
 
-        for (int chunk = 0; !_problem.Causal && chunk < _layout.QueryChunks; chunk++)
+        if (!_problem.Causal)
         {
-            ReadState(chain, chunk, state, scratch);
+            ReadStateBlocks(chain, state, scratch);
         }
 
         Export(chain, state);
@@ -197,7 +219,7 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
 
     private Scratch ScratchAt(int slot) => new(
         _scratch + (slot * _layout.ScratchFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride, _layout.InputStride,
-        _layout.InputDimension, _layout.Segments);
+        _layout.InputDimension, _layout.Segments, _layout.Gathers);
 
     private State StateAt(long index) =>
         new(_states + (index * _layout.StateFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride);
@@ -205,25 +227,60 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
     private Keys KeysAt(long index) =>
         new(_keys + (index * _layout.KeysFloats), _layout.Features, _layout.FeatureStride, _layout.ValueStride);
 
-    private int KeyTokens(int chunk) => Math.Min(Chunk, _problem.Shape.KeyLength - (chunk * Chunk));
+    // ---- sequences ----
 
-    private float* KeyRow(long chain, int token) =>
-        _buffers.Key.Row(chain / _problem.Shape.KeyHeads, token, chain % _problem.Shape.KeyHeads);
+    // A chain is a key head of the sequence at a place in the plan. Without a plan, places are rows of the batch.
+    private int Place(long chain) => (int)(chain / _problem.Shape.KeyHeads);
 
-    private float* ValueRow(long chain, int token) =>
-        _buffers.Value.Row(chain / _problem.Shape.KeyHeads, token, chain % _problem.Shape.KeyHeads);
+    private int KeyHead(long chain) => (int)(chain % _problem.Shape.KeyHeads);
+
+    private int BatchRow(int place) => _plan is null ? place : _plan.Batch[place];
+
+    /// <summary>Where a chain's state stands among the caller's.</summary>
+    private nint StateRow(long chain) =>
+        _plan is null ? (nint)chain : ((nint)_plan.Order[Place(chain)] * _problem.Shape.KeyHeads) + KeyHead(chain);
+
+    private int KeysOf(int place) => _plan is null ? _problem.Shape.KeyLength : _plan.Keys(place);
+
+    private int KeyChunks(int place) => _plan is null ? _layout.KeyChunks : _plan.KeyChunks(place);
+
+    private TokenList KeyTokens(int place, int chunk) =>
+        TokenList.OfKeys(_plan, place, chunk * Chunk, Math.Min(Chunk, KeysOf(place) - (chunk * Chunk)));
+
+    /// <summary>The blocks of queries that read a chunk, or with chunk −1 those that read nothing but a state.</summary>
+    private (int First, int End) BlocksOf(int place, int chunk) =>
+        _plan is not null ? _plan.BlocksOf(place, chunk)
+        : chunk >= 0 ? (chunk, chunk + 1)
+        : (0, _problem.Causal ? 0 : _layout.QueryBlocks);
+
+    private QueryBlock BlockAt(int block) => _plan is not null ? _plan.Blocks[block]
+        : new QueryBlock(block * Chunk, Math.Min(Chunk, _problem.Shape.QueryLength - (block * Chunk)), _problem.Causal ? block : -1);
+
+    /// <summary>How many of its sequence's keys a causal query sees.</summary>
+    private int Seen(int place, int query) =>
+        _plan is null ? query + 1 : _plan.Visible[_plan.FirstRow[place] + query - _plan.FirstQuery[place]];
+
+    /// <summary>The chunk that an item of a block of chunks stands for; false when its chain has ended.</summary>
+    private bool HasChunk(long item, out long chain, out int chunk)
+    {
+        chain = item / _chunks;
+        chunk = _firstChunk + (int)(item % _chunks);
+        return chunk < KeyChunks(Place(chain));
+    }
 
     // ---- keys ----
 
     /// <summary>Turns a chunk's keys and values into features and their sums K̂ᵀ[V 1].</summary>
     private void Reduce(long chain, int chunk, Keys keys, Scratch scratch)
     {
-        int n = KeyTokens(chunk);
+        int place = Place(chain);
+        TokenList tokens = KeyTokens(place, chunk);
+        int n = tokens.Count;
         *keys.Irregular = 0;
         new Span<float>(keys.DeltaZ + _layout.Features, _layout.FeatureStride - _layout.Features).Clear();
-        SimdBlas<TV>.CopyRows(
-            n, _problem.Shape.ValueDimension, ValueRow(chain, chunk * Chunk), (nint)_buffers.Value.TokenStride, keys.Values, _layout.ValueStride);
-        LinearKeyFeatures(chain, chunk, n, keys.Transposed, scratch);
+        StoredRows.Copy(
+            _buffers.Value, BatchRow(place), KeyHead(chain), tokens, _problem.Shape.ValueDimension, keys.Values, _layout.ValueStride);
+        LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
         switch (_mode)
         {
             case FeatureMode.Direct:
@@ -242,11 +299,11 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
     }
 
     /// <summary>W x' of every key, as columns, and each key's row term.</summary>
-    private void LinearKeyFeatures(long chain, int chunk, int n, float* target, Scratch scratch)
+    private void LinearKeyFeatures(long chain, TokenList tokens, float* target, Scratch scratch)
     {
+        int n = tokens.Count;
         int d = _layout.InputDimension;
-        float* x = KeyRow(chain, chunk * Chunk);
-        nint stride = (nint)_buffers.Key.TokenStride;
+        float* x = StoredRows.Read(_buffers.Key, BatchRow(Place(chain)), KeyHead(chain), tokens, d, scratch.Rows, out nint stride);
         float* mapped = PreMap(_key, n, x, stride, scratch, out nint mappedStride);
         if (_key.Rows is null)
         {
@@ -358,13 +415,14 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
     private void Stabilize(long chain, Keys keys, Scratch scratch)
     {
         float maximum = float.NegativeInfinity;
-        for (int chunk = 0; chunk < _layout.KeyChunks; chunk++)
+        int place = Place(chain);
+        for (int chunk = 0; chunk < KeyChunks(place); chunk++)
         {
-            int n = KeyTokens(chunk);
-            LinearKeyFeatures(chain, chunk, n, keys.Transposed, scratch);
+            TokenList tokens = KeyTokens(place, chunk);
+            LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
             for (int feature = 0; feature < _layout.Features; feature++)
             {
-                maximum = MathF.Max(maximum, TensorPrimitives.Max(new ReadOnlySpan<float>(keys.Transposed + ((nint)feature * Chunk), n)));
+                maximum = MathF.Max(maximum, TensorPrimitives.Max(new ReadOnlySpan<float>(keys.Transposed + ((nint)feature * Chunk), tokens.Count)));
             }
         }
 
@@ -377,7 +435,7 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
     private void ReduceInSegments(long chain, int chunk, int n, Keys keys, Scratch scratch)
     {
         *keys.Irregular = 1;
-        LogKeyFeatures(chain, chunk, n, scratch);
+        LogKeyFeatures(chain, chunk, scratch);
         State local = scratch.SegmentState;
         Clear(local);
         for (int start = 0; start < n;)
@@ -398,32 +456,12 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
         }
     }
 
-    private void ReadInSegments(long chain, int chunk, Keys keys, Scratch scratch, float* sums, float* normalizers)
-    {
-        int n = KeyTokens(chunk);
-        LogKeyFeatures(chain, chunk, n, scratch);
-        State state = scratch.SegmentState;
-        Copy(sums, state.Sums, (long)_layout.Features * _layout.ValueStride);
-        Copy(normalizers, state.Normalizers, _layout.FeatureStride);
-        Copy(keys.Scale, state.LogScale, _layout.FeatureStride);
-        for (int start = 0; start < n;)
-        {
-            int end = SegmentEnd(start, n, scratch.LogFeatures);
-            Keys segment = ReduceSegment(start, end, keys.Values, scratch);
-            Raise(state, segment, scratch);
-            ScaleKeys(segment);
-            ReadHeads(
-                chain, (chunk * Chunk) + start, end - start, scratch, segment.Scale, state.Sums, state.Normalizers,
-                segment.Transposed + start, keys.Values + ((nint)start * _layout.ValueStride));
-            Absorb(state, segment, keepPrefix: false);
-            start = end;
-        }
-    }
-
     /// <summary>Log features of a chunk less the offset b, as columns.</summary>
-    private void LogKeyFeatures(long chain, int chunk, int n, Scratch scratch)
+    private void LogKeyFeatures(long chain, int chunk, Scratch scratch)
     {
-        LinearKeyFeatures(chain, chunk, n, scratch.LogFeatures, scratch);
+        TokenList tokens = KeyTokens(Place(chain), chunk);
+        int n = tokens.Count;
+        LinearKeyFeatures(chain, tokens, scratch.LogFeatures, scratch);
         AddEpsilonToKeys(n, scratch.LogFeatures, scratch.RowTerm);
         for (int feature = 0; feature < _layout.Features; feature++)
         {
@@ -599,13 +637,14 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
 
         int r = _layout.Features;
         int dv = _problem.Shape.ValueDimension;
-        SimdBlas<TV>.CopyRows(r, dv, initial.Sums.HostPointer + ((nint)chain * r * dv), dv, state.Sums, _layout.ValueStride);
-        Copy(initial.Normalizers.HostPointer + ((nint)chain * r), state.Normalizers, r);
+        nint row = StateRow(chain) * r;
+        SimdBlas<TV>.CopyRows(r, dv, initial.Sums.HostPointer + (row * dv), dv, state.Sums, _layout.ValueStride);
+        Copy(initial.Normalizers.HostPointer + row, state.Normalizers, r);
         if (_mode == FeatureMode.Logarithmic)
         {
-            Copy(initial.LogScale.HostPointer + ((nint)chain * r), state.LogScale, r);
+            Copy(initial.LogScale.HostPointer + row, state.LogScale, r);
             MemoryRegion maximum = initial.Maximum.IsEmpty ? initial.LogScale : initial.Maximum;
-            Copy(maximum.HostPointer + ((nint)chain * r), state.Maximum, r);
+            Copy(maximum.HostPointer + row, state.Maximum, r);
         }
     }
 
@@ -619,11 +658,12 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
 
         int r = _layout.Features;
         int dv = _problem.Shape.ValueDimension;
+        nint row = StateRow(chain) * r;
         bool keepsScale = !final.Maximum.IsEmpty;
         if (keepsScale)
         {
-            Copy(state.LogScale, final.LogScale.HostPointer + ((nint)chain * r), r);
-            Copy(state.Maximum, final.Maximum.HostPointer + ((nint)chain * r), r);
+            Copy(state.LogScale, final.LogScale.HostPointer + row, r);
+            Copy(state.Maximum, final.Maximum.HostPointer + row, r);
         }
 
         for (int feature = 0; feature < r; feature++)
@@ -633,225 +673,13 @@ internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool s
             {
                 float maximum = state.Maximum[feature];
                 factor = float.IsNegativeInfinity(maximum) ? 1 : MathF.Exp(state.LogScale[feature] - maximum);
-                final.LogScale.HostPointer[((nint)chain * r) + feature] = maximum;
+                final.LogScale.HostPointer[row + feature] = maximum;
             }
 
-            final.Normalizers.HostPointer[((nint)chain * r) + feature] = state.Normalizers[feature] * factor;
+            final.Normalizers.HostPointer[row + feature] = state.Normalizers[feature] * factor;
             TensorPrimitives.Multiply(
                 new ReadOnlySpan<float>(state.Sums + ((nint)feature * _layout.ValueStride), dv), factor,
-                new Span<float>(final.Sums.HostPointer + ((((nint)chain * r) + feature) * dv), dv));
-        }
-    }
-
-    // ---- queries ----
-
-    private void ReadCausal(long chain, int chunk, Keys keys, Scratch scratch, bool prefixInDelta, State state)
-    {
-        float* sums = prefixInDelta ? keys.Delta : state.Sums;
-        float* normalizers = prefixInDelta ? keys.DeltaZ : state.Normalizers;
-        if (*keys.Irregular != 0)
-        {
-            ReadInSegments(chain, chunk, keys, scratch, sums, normalizers);
-            return;
-        }
-
-        ScaleKeys(keys);
-        ReadHeads(chain, chunk * Chunk, KeyTokens(chunk), scratch, keys.Scale, sums, normalizers, keys.Transposed, keys.Values);
-    }
-
-    private void ReadState(long chain, int chunk, State state, Scratch scratch) =>
-        ReadHeads(
-            chain, chunk * Chunk, Math.Min(Chunk, _problem.Shape.QueryLength - (chunk * Chunk)), scratch, state.LogScale, state.Sums, state.Normalizers,
-            null, null);
-
-    /// <summary>Output rows of every query head that reads a key head: the state before the chunk and, when causal, the chunk itself.</summary>
-    private void ReadHeads(
-        long chain, int token, int n, Scratch scratch, float* scale, float* sums, float* normalizers, float* keysTransposed, float* values)
-    {
-        AttentionShape shape = _problem.Shape;
-        long batch = chain / shape.KeyHeads;
-        int firstHead = (int)(chain % shape.KeyHeads) * shape.HeadGroup;
-        for (int head = firstHead; head < firstHead + shape.HeadGroup; head++)
-        {
-            QueryFeatures(_buffers.Query.Row(batch, token, head), n, scratch, scale, normalizers);
-            if (keysTransposed is not null)
-            {
-                Scores(n, scratch, keysTransposed);
-            }
-
-            int dvStride = _layout.ValueStride;
-            MicroKernel<TV>.Multiply(
-                n, dvStride, _layout.Features, scratch.Queries, _layout.FeatureStride, sums, dvStride, scratch.Output, dvStride, false);
-            if (keysTransposed is not null)
-            {
-                SimdBlas<TV>.AddCausalProduct(n, 0, n, scratch.Scores, Chunk, values, dvStride, dvStride, scratch.Output, dvStride);
-            }
-
-            WriteOutput(_buffers.Output.Row(batch, token, head), n, (nint)_buffers.Output.TokenStride, scratch);
-        }
-    }
-
-    /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
-    private void QueryFeatures(float* x, int n, Scratch scratch, float* scale, float* normalizers)
-    {
-        int rs = _layout.FeatureStride;
-        nint stride = (nint)_buffers.Query.TokenStride;
-        float* mapped = PreMap(_query, n, x, stride, scratch, out nint mappedStride);
-        if (_query.Panels is null)
-        {
-            SimdBlas<TV>.CopyRows(n, _layout.Features, mapped, mappedStride, scratch.Queries, rs);
-        }
-        else
-        {
-            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, _query.Panels, scratch.Queries, rs);
-        }
-
-        // A row's own term scales all of its features alike: it cancels under the normaliser unless a constant is added to them.
-        bool needsTerm = !_problem.Normalize || _epsilon != 0 || _mode != FeatureMode.Logarithmic;
-        if (needsTerm)
-        {
-            RowTerms(_query, n, x, stride, mapped, mappedStride, scratch.RowTerm);
-        }
-
-        ActivateQueries(n, scratch, scale, normalizers);
-    }
-
-    /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
-    private void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
-    {
-        int rs = _layout.FeatureStride;
-        if (_mode == FeatureMode.Logarithmic)
-        {
-            ExponentiateQueries(n, scratch, scale, normalizers);
-            return;
-        }
-
-        for (int row = 0; row < n; row++)
-        {
-            float* q = scratch.Queries + ((nint)row * rs);
-            if (_mode == FeatureMode.Direct)
-            {
-                if (_query.HasRowTerm || _query.Form.Offset is not null)
-                {
-                    TV term = TV.Broadcast(scratch.RowTerm[row]);
-                    for (int i = 0; i < rs; i += TV.Count)
-                    {
-                        TV.Store(TV.Add(TV.Load(q + i), TV.Add(term, TV.Load(_query.Offset + i))), q + i);
-                    }
-                }
-
-                Activate(_query.Form.Activation, _layout.Features, q);
-            }
-            else
-            {
-                var features = new Span<float>(q, _layout.Features);
-                float shift = scratch.RowTerm[row] - TensorPrimitives.Max<float>(features);
-                for (int i = 0; i < features.Length; i++)
-                {
-                    features[i] = MathF.Exp(_query.Offset[i]) * (MathF.Exp(features[i] + shift) + _epsilon);
-                }
-            }
-
-            new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
-            scratch.Denominator[row] = SimdBlas<TV>.Dot(rs, q, normalizers);
-        }
-    }
-
-    private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
-    {
-        int rs = _layout.FeatureStride;
-        float* bias = scratch.Bias;
-        for (int i = 0; i < rs; i++)
-        {
-            bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
-        }
-
-        for (int row = 0; row < n; row++)
-        {
-            float* q = scratch.Queries + ((nint)row * rs);
-            if (_epsilon != 0)
-            {
-                AddEpsilonToQuery(q, scratch.RowTerm[row]);
-                scratch.RowTerm[row] = 0;
-            }
-
-            TV maximum = TV.Broadcast(float.NegativeInfinity);
-            for (int i = 0; i < rs; i += TV.Count)
-            {
-                TV log = TV.Add(TV.Load(q + i), TV.Load(bias + i));
-                TV.Store(log, q + i);
-                maximum = TV.Max(maximum, log);
-            }
-
-            // −∞ throughout: the state is empty and nothing inside the chunk counts either; every feature is 0.
-            float top = TV.MaxAcross(maximum);
-            float shift = float.IsNegativeInfinity(top) ? 0 : top;
-            scratch.RowMaximum[row] = top;
-            TV down = TV.Broadcast(shift);
-            TV sum = default;
-            for (int i = 0; i < rs; i += TV.Count)
-            {
-                TV value = SimdExp.Exp(TV.Subtract(TV.Load(q + i), down));
-                sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
-                TV.Store(value, q + i);
-            }
-
-            scratch.Denominator[row] = TV.Sum(sum);
-        }
-    }
-
-    /// <summary>Q̂K̂ᵀ up to the diagonal, and its row sums to the normalisers.</summary>
-    private void Scores(int n, Scratch scratch, float* keysTransposed)
-    {
-        for (int row = 0; row < n; row += MicroKernel<TV>.Rows)
-        {
-            int height = Math.Min(MicroKernel<TV>.Rows, n - row);
-            MicroKernel<TV>.Multiply(
-                height, PackedForm<TV>.RoundUp(row + height), _layout.Features, scratch.Queries + ((nint)row * _layout.FeatureStride),
-                _layout.FeatureStride, keysTransposed, Chunk, scratch.Scores + ((nint)row * Chunk), Chunk, false);
-            for (int i = row; i < row + height; i++)
-            {
-                scratch.Denominator[i] += SimdBlas<TV>.Sum(i + 1, scratch.Scores + ((nint)i * Chunk));
-            }
-        }
-    }
-
-    private void WriteOutput(float* output, int n, nint stride, Scratch scratch)
-    {
-        int dv = _problem.Shape.ValueDimension;
-        for (int row = 0; row < n; row++)
-        {
-            var sums = new ReadOnlySpan<float>(scratch.Output + ((nint)row * _layout.ValueStride), dv);
-            var target = new Span<float>(output + (row * stride), dv);
-            if (_problem.Normalize)
-            {
-                float denominator = scratch.Denominator[row];
-                if (_problem.Convention == ReferenceConvention.Jax && _mode == FeatureMode.Stabilized && MathF.Abs(denominator) <= _epsilon)
-                {
-                    denominator += 2 * _epsilon;
-                }
-
-                if (denominator == 0)
-                {
-                    target.Clear();
-                }
-                else
-                {
-                    // Not times 1 / denominator, which is infinite below 2.9e-39.
-                    TensorPrimitives.Divide(sums, denominator, target);
-                }
-            }
-            else if (_mode == FeatureMode.Logarithmic)
-            {
-                // In two steps: e^M alone may overflow or vanish where its product with sums of e^(l − s) does neither.
-                float root = MathF.Exp((scratch.RowMaximum[row] + scratch.RowTerm[row]) / 2);
-                TensorPrimitives.Multiply(sums, root, target);
-                TensorPrimitives.Multiply(target, root, target);
-            }
-            else
-            {
-                TensorPrimitives.Multiply(sums, _problem.Scale, target);
-            }
+                new Span<float>(final.Sums.HostPointer + ((row + feature) * dv), dv));
         }
     }
 

@@ -4,7 +4,7 @@ namespace Gpu.Attention;
 /// <remarks>
 /// A chain is one key head of one sequence. Many chains run side by side, each chunk after chunk in one thread's scratch memory. Few
 /// chains are spread over threads by chunks: a block of chunks is reduced in parallel, scanned, and read in parallel. Both orders do the
-/// same arithmetic.
+/// same arithmetic. With a <see cref="SequencePlan"/> lengths differ; sizes are the longest's.
 /// </remarks>
 internal readonly struct LinearLayout
 {
@@ -30,23 +30,27 @@ internal readonly struct LinearLayout
         FeatureStride = RoundUp(Features, vectorLength);
         ValueStride = RoundUp(shape.ValueDimension, vectorLength);
         int inputStride = RoundUp(shape.KeyDimension, vectorLength);
-        Chains = (long)shape.Batch * shape.KeyHeads;
-        KeyChunks = Pieces(shape.KeyLength, Chunk);
-        QueryChunks = Pieces(shape.QueryLength, Chunk);
+        Plan = SequencePlan.Of(problem, Chunk);
+        Chains = (long)problem.Sequences * shape.KeyHeads;
+        KeyChunks = Plan?.MaxKeyChunks ?? Pieces(shape.KeyLength, Chunk);
+        QueryBlocks = Plan?.MaxBlocks ?? Pieces(shape.QueryLength, Chunk);
+        bool isEven = Plan is null || Plan.FirstChunk[^1] == (long)Plan.Sequences * Plan.MaxKeyChunks;
         ByToken = sweepsTokens && IsOneToken(problem);
         int tokenHeads = Math.Clamp(MaxTokenRows / (1 + shape.HeadGroup), 1, shape.KeyHeads);
         TokensOnThreads = Chains * Features * ValueStride >= FloatsWorthThreads;
         TokenHeads = TokensOnThreads ? (int)Math.Clamp(Chains / degree, 1, tokenHeads) : tokenHeads;
-        ByChain = degree == 1 || Chains % degree == 0 || Chains >= 4L * degree;
+        ByChain = degree == 1 || (isEven && Chains % degree == 0) || Chains >= 4L * degree;
+        bool gathers = Plan is not null || problem.Storage != ElementType.Single;
         bool segments = problem.Causal && features.Family == FeatureFamily.Exponential;
 
         long tokenFloats = shape.HeadGroup < MaxTokenRows ? new Token(null, tokenHeads, shape.HeadGroup, FeatureStride, ValueStride).Floats : 0;
         KeysFloats = Math.Max(new Keys(null, Features, FeatureStride, ValueStride).Floats, tokenFloats);
         StateFloats = new State(null, Features, FeatureStride, ValueStride).Floats;
-        ScratchFloats = new Scratch(null, Features, FeatureStride, ValueStride, inputStride, shape.KeyDimension, segments).Floats;
+        ScratchFloats = new Scratch(null, Features, FeatureStride, ValueStride, inputStride, shape.KeyDimension, segments, gathers).Floats;
         InputStride = inputStride;
         InputDimension = shape.KeyDimension;
         Segments = segments;
+        Gathers = gathers;
         BlockChunks = ByChain ? 1 : (int)Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * (long)degree) + Chains - 1) / Math.Max(Chains, 1)));
         Slots = degree;
         StateCount = ByChain ? degree : Chains;
@@ -67,11 +71,19 @@ internal readonly struct LinearLayout
 
     public bool Segments { get; }
 
+    /// <summary>True when rows may have to be copied before they are used: they lie apart, or are stored in 16 bits.</summary>
+    public bool Gathers { get; }
+
+    /// <summary>What is whose; null when sequences fill their tensors.</summary>
+    public SequencePlan? Plan { get; }
+
     public long Chains { get; }
 
+    /// <summary>Chunks of keys of the longest sequence.</summary>
     public int KeyChunks { get; }
 
-    public int QueryChunks { get; }
+    /// <summary>Blocks of queries of the sequence that has most.</summary>
+    public int QueryBlocks { get; }
 
     /// <summary>True when each chain runs in one thread.</summary>
     public bool ByChain { get; }
@@ -114,7 +126,7 @@ internal readonly struct LinearLayout
     {
         AttentionShape shape = problem.Shape;
         bool isPlain = problem.Features!.Family == FeatureFamily.Direct || (problem.Convention == ReferenceConvention.None && problem.FeatureEpsilon == 0);
-        return isPlain && problem.HasInitialState && shape.HeadGroup < MaxTokenRows && problem.WantsFinalState == (shape.KeyLength == 1) &&
+        return isPlain && problem.Layout is null && problem.HasInitialState && shape.HeadGroup < MaxTokenRows && problem.WantsFinalState == (shape.KeyLength == 1) &&
             (shape.QueryLength, shape.KeyLength, problem.Causal) is (1, 1, true) or (0, 1, _) or (1, 0, _);
     }
 
@@ -272,9 +284,11 @@ internal readonly struct LinearLayout
     /// <summary>One thread's scratch memory.</summary>
     public readonly unsafe struct Scratch
     {
-        public Scratch(float* start, int features, int featureStride, int valueStride, int inputStride, int inputDimension, bool segments)
+        public Scratch(
+            float* start, int features, int featureStride, int valueStride, int inputStride, int inputDimension, bool segments, bool gathers)
         {
             var arena = new Arena(start);
+            Rows = arena.Take(gathers ? (long)Chunk * inputDimension : 0);
             InputTransposed = arena.Take((long)inputDimension * Chunk);
             Mapped = arena.Take((long)Chunk * inputStride);
             Queries = arena.Take((long)Chunk * featureStride);
@@ -292,6 +306,9 @@ internal readonly struct LinearLayout
             arena.Take(segments ? SegmentState.Floats : 0);
             Floats = arena.Floats;
         }
+
+        /// <summary>Query or key rows, gathered, as float32.</summary>
+        public float* Rows { get; }
 
         public float* InputTransposed { get; }
 

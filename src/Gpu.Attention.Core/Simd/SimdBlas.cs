@@ -8,15 +8,14 @@ namespace Gpu.Attention;
 internal static unsafe class SimdBlas<TV>
     where TV : struct, ISimdVector<TV>
 {
-    /// <summary>Adds <c>P V</c> to O where row i of P counts up to column <c>i + diagonal</c>; what lies beyond is not read.</summary>
+    /// <summary>Adds <c>P V</c> to O where row i of P counts in its first <c>seen[i]</c> columns, which never fall; what lies beyond is not read.</summary>
     /// <remarks>Not even as a factor of zero: a value that a row does not see may be NaN.</remarks>
-    public static void AddCausalProduct(
-        int rows, int diagonal, int columns, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
+    public static void AddCausalProduct(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
     {
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
         {
             int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
-            int seenByAll = Math.Clamp(row + diagonal + 1, 0, columns);
+            int seenByAll = seen[row];
             if (seenByAll > 0)
             {
                 MicroKernel<TV>.Multiply(height, n, seenByAll, p + (row * pStride), pStride, v, vStride, o + (row * oStride), oStride, true);
@@ -24,8 +23,7 @@ internal static unsafe class SimdBlas<TV>
 
             for (int i = 1; i < height; i++)
             {
-                int end = Math.Min(row + diagonal + i + 1, columns);
-                for (int j = seenByAll; j < end; j++)
+                for (int j = seenByAll; j < seen[row + i]; j++)
                 {
                     MultiplyAdd(n, p[((row + i) * pStride) + j], v + (j * vStride), o + ((row + i) * oStride));
                 }

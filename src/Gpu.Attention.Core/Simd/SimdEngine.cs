@@ -34,8 +34,6 @@ internal sealed class SimdEngine : IAttentionEngine
         return problem switch
         {
             _ when problem.WhyIllPosed() is { } reason => EngineSupport.No(reason),
-            { Layout: not null } => EngineSupport.No("sequence layouts are not implemented yet"),
-            { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
             { Shape: var s } when Math.Max(s.KeyDimension, s.ValueDimension) > MaxElements =>
                 EngineSupport.No($"rows of more than {MaxElements} elements are too wide: {s}"),
             { Features: { } f, Shape: var s } when (long)f.FeatureDimension * LinearLayout.RoundUp(s.ValueDimension, 16) > MaxElements =>
@@ -66,7 +64,7 @@ internal sealed class SimdEngine : IAttentionEngine
             throw new NotSupportedException($"The host engine cannot run this: {support.Reason}.");
         }
 
-        if (problem.Shape.Batch > 0)
+        if (problem.Sequences > 0)
         {
             RequireFit(problem, buffers);
             _backend.Forward(problem, buffers);
@@ -77,12 +75,19 @@ internal sealed class SimdEngine : IAttentionEngine
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The host engine has no backward pass yet.");
 
-    // Query, key, value and output are the caller's to get right: an engine sees where they lie, not how far they reach.
+    // Query, key, value and output are the caller's to get right but for how they are stored: an engine sees where they lie, not how far they reach.
     private void RequireFit(AttentionProblem problem, in AttentionBuffers buffers)
     {
         if (problem.HasInitialState == buffers.InitialState.IsEmpty || problem.WantsFinalState == buffers.FinalState.IsEmpty)
         {
             throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
+        }
+
+        AttentionShape s = problem.Shape;
+        if (!IsStored(buffers.Query, s.QueryElements) || !IsStored(buffers.Key, s.KeyElements)
+            || !IsStored(buffers.Value, s.ValueElements) || !IsStored(buffers.Output, s.OutputElements))
+        {
+            throw new ArgumentException($"Query, key, value and output are not all stored as {problem.Storage}, as the problem says.", nameof(buffers));
         }
 
         if (!buffers.Normalizer.IsEmpty)
@@ -96,6 +101,8 @@ internal sealed class SimdEngine : IAttentionEngine
             throw new ArgumentException(
                 $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {problem.Shape} takes {needed}.", nameof(buffers));
         }
+
+        bool IsStored(TensorBuffer tensor, long elements) => elements == 0 || tensor.Memory.Type == problem.Storage;
     }
 
     /// <summary>The engine at one vector width.</summary>

@@ -21,10 +21,11 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     private const int BlockRows = 64 * MicroKernel<TV>.Rows;
 
     /// <summary>Keys of a tile: K and V of it stay in the first-level cache at the usual dimensions.</summary>
-    private const int TileKeys = 64;
+    private const int TileKeys = LinearLayout.Chunk;
 
     private AttentionProblem _problem = null!;
     private AttentionBuffers _buffers;
+    private SequencePlan? _plan;
     private float* _scratch;
     private long _slotFloats;
     private int _valueStride;
@@ -41,8 +42,9 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         _slotFloats = SlotFloats(problem);
         _valueStride = PackedForm<TV>.RoundUp(problem.Shape.ValueDimension);
         _scratch = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
-        _blocks = LinearLayout.Pieces(problem.Shape.QueryLength, BlockRows);
-        _lanes = (long)problem.Shape.Batch * problem.Shape.Heads;
+        _plan = SequencePlan.Of(problem, TileKeys);
+        _blocks = LinearLayout.Pieces(_plan?.MaxQueries ?? problem.Shape.QueryLength, BlockRows);
+        _lanes = (long)problem.Sequences * problem.Shape.Heads;
         loop.Run(this, _lanes * _blocks);
         _buffers = default;
     }
@@ -53,84 +55,103 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         // Causal blocks grow towards the end; the longest first keeps the threads busy to the last.
         int block = _blocks - 1 - (int)(item / _lanes);
         long lane = item % _lanes;
-        RunBlock(lane / _problem.Shape.Heads, (int)(lane % _problem.Shape.Heads), block * BlockRows, _scratch + (slot * _slotFloats));
+        int place = (int)(lane / _problem.Shape.Heads);
+        if (block * BlockRows < (_plan?.Queries(place) ?? _problem.Shape.QueryLength))
+        {
+            RunBlock(place, (int)(lane % _problem.Shape.Heads), block * BlockRows, new Scratch(_scratch + (slot * _slotFloats), _problem, _valueStride));
+        }
     }
 
     private static long SlotFloats(AttentionProblem problem)
     {
-        int valueStride = PackedForm<TV>.RoundUp(problem.Shape.ValueDimension);
-        long floats = ((long)problem.Shape.KeyDimension * TileKeys) + ((long)TileKeys * valueStride) + ((long)BlockRows * valueStride)
-            + (MicroKernel<TV>.Rows * TileKeys) + (2 * BlockRows);
+        long floats = new Scratch(null, problem, PackedForm<TV>.RoundUp(problem.Shape.ValueDimension)).Floats;
         return (floats + 15) / 16 * 16;
     }
 
-    private void RunBlock(long batch, int head, int firstQuery, float* scratch)
+    /// <summary>How many of its sequence's keys a query sees; queries are counted from their sequence's first one on.</summary>
+    private int Seen(int place, int query) =>
+        _plan is not null ? _plan.Visible[_plan.FirstRow[place] + query]
+        : _problem.Causal ? query + 1
+        : _problem.Shape.KeyLength;
+
+    private void RunBlock(int place, int head, int firstQuery, Scratch scratch)
     {
         AttentionShape shape = _problem.Shape;
-        int d = shape.KeyDimension;
-        int queries = Math.Min(BlockRows, shape.QueryLength - firstQuery);
+        int batch = _plan?.Batch[place] ?? place;
+        int firstToken = firstQuery + (_plan?.FirstQuery[place] ?? 0);
+        int queries = Math.Min(BlockRows, (_plan?.Queries(place) ?? shape.QueryLength) - firstQuery);
         int keyHead = head / shape.HeadGroup;
-        float* keys = scratch;
-        float* values = keys + ((nint)d * TileKeys);
-        float* output = values + ((nint)TileKeys * _valueStride);
-        float* scores = output + ((nint)BlockRows * _valueStride);
-        float* maximum = scores + (MicroKernel<TV>.Rows * TileKeys);
-        float* sum = maximum + BlockRows;
         for (int row = 0; row < queries; row++)
         {
-            new Span<float>(output + ((nint)row * _valueStride), _valueStride).Clear();
+            new Span<float>(scratch.Output + ((nint)row * _valueStride), _valueStride).Clear();
         }
 
-        new Span<float>(maximum, queries).Fill(float.NegativeInfinity);
-        new Span<float>(sum, queries).Clear();
+        new Span<float>(scratch.Maximum, queries).Fill(float.NegativeInfinity);
+        new Span<float>(scratch.Sum, queries).Clear();
 
-        int keyEnd = _problem.Causal ? Math.Min(shape.KeyLength, firstQuery + queries) : shape.KeyLength;
+        float* query = StoredRows.Read(
+            _buffers.Query, batch, head, new TokenList(firstToken, queries), shape.KeyDimension, scratch.Queries, out nint queryStride);
+        int keyEnd = Seen(place, firstQuery + queries - 1);
         int tiles = LinearLayout.Pieces(keyEnd, TileKeys);
+        int firstRow = 0;
+        int* seen = stackalloc int[MicroKernel<TV>.Rows];
         for (int tile = 0; tile < tiles; tile++)
         {
             int firstKey = tile * TileKeys;
-            int n = Math.Min(TileKeys, keyEnd - firstKey);
-            SimdBlas<TV>.Transpose(n, d, _buffers.Key.Row(batch, firstKey, keyHead), (nint)_buffers.Key.TokenStride, keys, TileKeys);
-            SimdBlas<TV>.CopyRows(
-                n, shape.ValueDimension, _buffers.Value.Row(batch, firstKey, keyHead), (nint)_buffers.Value.TokenStride, values, _valueStride);
+            TokenList tokens = TokenList.OfKeys(_plan, place, firstKey, Math.Min(TileKeys, keyEnd - firstKey));
+            float* key = StoredRows.Read(_buffers.Key, batch, keyHead, tokens, shape.KeyDimension, scratch.KeyRows, out nint keyStride);
+            SimdBlas<TV>.Transpose(tokens.Count, shape.KeyDimension, key, keyStride, scratch.Keys, TileKeys);
+            StoredRows.Copy(_buffers.Value, batch, keyHead, tokens, shape.ValueDimension, scratch.Values, _valueStride);
 
-            // Rows whose own key lies before the tile see nothing of it.
-            int firstRow = _problem.Causal ? Math.Max(0, firstKey - firstQuery) / MicroKernel<TV>.Rows * MicroKernel<TV>.Rows : 0;
+            // Rows whose last key lies before the tile see nothing of it.
+            while (Seen(place, firstQuery + Math.Min(firstRow + MicroKernel<TV>.Rows, queries) - 1) <= firstKey)
+            {
+                firstRow += MicroKernel<TV>.Rows;
+            }
+
             for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
             {
                 int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
-                int diagonal = _problem.Causal ? firstQuery + row - firstKey : n;
-                AddTile(
-                    height, n, diagonal, _buffers.Query.Row(batch, firstQuery + row, head), keys, values, scores, maximum + row, sum + row,
-                    output + ((nint)row * _valueStride));
+                for (int i = 0; i < height; i++)
+                {
+                    seen[i] = Math.Clamp(Seen(place, firstQuery + row + i) - firstKey, 0, tokens.Count);
+                }
+
+                AddTile(height, tokens.Count, seen, query + (row * queryStride), queryStride, row, scratch);
             }
         }
 
+        bool isFloat = _problem.Storage == ElementType.Single;
         for (int row = 0; row < queries; row++)
         {
+            float* sums = scratch.Output + ((nint)row * _valueStride);
+            void* output = _buffers.Output.Row(batch, firstToken + row, head);
             TensorPrimitives.Multiply(
-                new ReadOnlySpan<float>(output + ((nint)row * _valueStride), shape.ValueDimension), sum[row] == 0 ? 0 : 1 / sum[row],
-                new Span<float>(_buffers.Output.Row(batch, firstQuery + row, head), shape.ValueDimension));
+                new ReadOnlySpan<float>(sums, shape.ValueDimension), scratch.Sum[row] == 0 ? 0 : 1 / scratch.Sum[row],
+                new Span<float>(isFloat ? output : sums, shape.ValueDimension));
+            if (!isFloat)
+            {
+                StoredRows.Narrow(sums, shape.ValueDimension, _problem.Storage, output);
+            }
         }
     }
 
-    /// <summary>Adds a tile of n keys to up to six output rows, of which row i sees the keys up to <c>i + diagonal</c>.</summary>
-    private void AddTile(
-        int height, int n, int diagonal, float* query, float* keys, float* values, float* scores, float* maximum, float* sum, float* output)
+    /// <summary>Adds a tile of n keys to up to six output rows, of which row i sees the first <c>seen[i]</c>.</summary>
+    private void AddTile(int height, int n, int* seen, float* query, nint queryStride, int row, Scratch scratch)
     {
-        int d = _problem.Shape.KeyDimension;
+        float* output = scratch.Output + ((nint)row * _valueStride);
         MicroKernel<TV>.Multiply(
-            height, PackedForm<TV>.RoundUp(n), d, query, (nint)_buffers.Query.TokenStride, keys, TileKeys, scores, TileKeys, false);
+            height, PackedForm<TV>.RoundUp(n), _problem.Shape.KeyDimension, query, queryStride, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
         for (int i = 0; i < height; i++)
         {
-            int seen = Math.Clamp(i + diagonal + 1, 0, n);
-            if (seen > 0)
+            if (seen[i] > 0)
             {
-                Rescale(seen, scores + ((nint)i * TileKeys), maximum + i, sum + i, output + ((nint)i * _valueStride));
+                Rescale(
+                    seen[i], scratch.Scores + ((nint)i * TileKeys), scratch.Maximum + row + i, scratch.Sum + row + i, output + ((nint)i * _valueStride));
             }
         }
 
-        SimdBlas<TV>.AddCausalProduct(height, diagonal, n, scores, TileKeys, values, _valueStride, _valueStride, output, _valueStride);
+        SimdBlas<TV>.AddCausalProduct(height, seen, scratch.Scores, TileKeys, scratch.Values, _valueStride, _valueStride, output, _valueStride);
     }
 
     private void Rescale(int seen, float* scores, float* maximum, float* sum, float* output)
@@ -172,5 +193,47 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         }
 
         *sum += TV.Sum(total);
+    }
+
+    /// <summary>One thread's scratch memory; with a null start only its size.</summary>
+    private readonly struct Scratch
+    {
+        public Scratch(float* start, AttentionProblem problem, int valueStride)
+        {
+            long d = problem.Shape.KeyDimension;
+            bool isStoredWide = problem.Storage == ElementType.Single;
+            Keys = start;
+            Values = Keys + (d * TileKeys);
+            Output = Values + ((nint)TileKeys * valueStride);
+            Scores = Output + ((nint)BlockRows * valueStride);
+            Maximum = Scores + (MicroKernel<TV>.Rows * TileKeys);
+            Sum = Maximum + BlockRows;
+            KeyRows = Sum + BlockRows;
+            Queries = KeyRows + (isStoredWide && problem.Layout is null ? 0 : d * TileKeys);
+            Floats = Queries + (isStoredWide ? 0 : d * BlockRows) - start;
+        }
+
+        /// <summary>A tile's keys, a column each.</summary>
+        public float* Keys { get; }
+
+        /// <summary>A tile's values.</summary>
+        public float* Values { get; }
+
+        /// <summary>A block's sums.</summary>
+        public float* Output { get; }
+
+        public float* Scores { get; }
+
+        public float* Maximum { get; }
+
+        public float* Sum { get; }
+
+        /// <summary>A tile's keys gathered, as float32.</summary>
+        public float* KeyRows { get; }
+
+        /// <summary>A block's queries as float32.</summary>
+        public float* Queries { get; }
+
+        public long Floats { get; }
     }
 }

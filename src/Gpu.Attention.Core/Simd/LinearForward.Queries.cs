@@ -1,0 +1,341 @@
+using System.Numerics.Tensors;
+using Keys = Gpu.Attention.LinearLayout.Keys;
+using Scratch = Gpu.Attention.LinearLayout.Scratch;
+using State = Gpu.Attention.LinearLayout.State;
+
+namespace Gpu.Attention;
+
+// Queries: their features, what they read of a state and of the chunk that they see a part of, and what is written of it.
+internal sealed unsafe partial class LinearForward<TV>
+{
+    /// <summary>Every block that reads nothing but a state.</summary>
+    private void ReadStateBlocks(long chain, State state, Scratch scratch)
+    {
+        (int block, int end) = BlocksOf(Place(chain), -1);
+        for (; block < end; block++)
+        {
+            ReadState(chain, BlockAt(block), state, scratch);
+        }
+    }
+
+    /// <summary>One of them, if there are so many.</summary>
+    private void ReadStateBlock(long chain, int index, Scratch scratch)
+    {
+        (int first, int end) = BlocksOf(Place(chain), -1);
+        if (index < end - first)
+        {
+            ReadState(chain, BlockAt(first + index), StateAt(chain), scratch);
+        }
+    }
+
+    /// <summary>A block of queries that sees everything the state has seen, or nothing but that.</summary>
+    private void ReadState(long chain, QueryBlock block, State state, Scratch scratch)
+    {
+        if (!_problem.HasInitialState && (_problem.Causal || KeysOf(Place(chain)) == 0))
+        {
+            ClearOutput(chain, block);
+            return;
+        }
+
+        ReadHeads(chain, block.FirstQuery, block.Queries, scratch, state.LogScale, state.Sums, state.Normalizers, null, null, 0);
+    }
+
+    /// <summary>Rows that see no key are 0, whatever the query holds.</summary>
+    private void ClearOutput(long chain, QueryBlock block)
+    {
+        int bytes = _problem.Shape.ValueDimension * _problem.Storage.Size();
+        int place = Place(chain);
+        int firstHead = KeyHead(chain) * _problem.Shape.HeadGroup;
+        for (int token = block.FirstQuery; token < block.FirstQuery + block.Queries; token++)
+        {
+            for (int head = firstHead; head < firstHead + _problem.Shape.HeadGroup; head++)
+            {
+                new Span<byte>(_buffers.Output.Row(BatchRow(place), token, head), bytes).Clear();
+            }
+        }
+    }
+
+    /// <summary>The queries that see a part of a chunk and the state before it.</summary>
+    private void ReadCausal(long chain, int chunk, Keys keys, Scratch scratch, bool prefixInDelta, State state)
+    {
+        (int block, int end) = BlocksOf(Place(chain), chunk);
+        if (block == end)
+        {
+            return;
+        }
+
+        float* sums = prefixInDelta ? keys.Delta : state.Sums;
+        float* normalizers = prefixInDelta ? keys.DeltaZ : state.Normalizers;
+        if (*keys.Irregular != 0)
+        {
+            ReadInSegments(chain, chunk, keys, scratch, sums, normalizers);
+            return;
+        }
+
+        ScaleKeys(keys);
+        for (; block < end; block++)
+        {
+            (int query, int n, _) = BlockAt(block);
+            ReadHeads(chain, query, n, scratch, keys.Scale, sums, normalizers, keys.Transposed, keys.Values, chunk * Chunk);
+        }
+    }
+
+    private void ReadInSegments(long chain, int chunk, Keys keys, Scratch scratch, float* sums, float* normalizers)
+    {
+        int n = KeyTokens(Place(chain), chunk).Count;
+        LogKeyFeatures(chain, chunk, scratch);
+        State state = scratch.SegmentState;
+        Copy(sums, state.Sums, (long)_layout.Features * _layout.ValueStride);
+        Copy(normalizers, state.Normalizers, _layout.FeatureStride);
+        Copy(keys.Scale, state.LogScale, _layout.FeatureStride);
+        for (int start = 0; start < n;)
+        {
+            int end = SegmentEnd(start, n, scratch.LogFeatures);
+            Keys segment = ReduceSegment(start, end, keys.Values, scratch);
+            Raise(state, segment, scratch);
+            ScaleKeys(segment);
+            ReadSegment(chain, chunk, start, end, keys.Values, state, scratch);
+            Absorb(state, segment, keepPrefix: false);
+            start = end;
+        }
+    }
+
+    /// <summary>The queries whose last key lies in a segment.</summary>
+    private void ReadSegment(long chain, int chunk, int start, int end, float* values, State state, Scratch scratch)
+    {
+        int place = Place(chain);
+        int before = (chunk * Chunk) + start;
+        (int block, int endBlock) = BlocksOf(place, chunk);
+        for (; block < endBlock; block++)
+        {
+            (int query, int n, _) = BlockAt(block);
+            int endQuery = query + n;
+            while (query < endQuery && Seen(place, query) <= before)
+            {
+                query++;
+            }
+
+            int stop = query;
+            while (stop < endQuery && Seen(place, stop) <= before - start + end)
+            {
+                stop++;
+            }
+
+            if (stop > query)
+            {
+                Keys segment = scratch.SegmentKeys;
+                ReadHeads(
+                    chain, query, stop - query, scratch, segment.Scale, state.Sums, state.Normalizers, segment.Transposed + start,
+                    values + ((nint)start * _layout.ValueStride), before);
+            }
+        }
+    }
+
+    /// <summary>
+    /// Output rows of every query head that reads a key head: the state, and of the keys, when there are any, those that a row sees; the first of them is
+    /// number <paramref name="before"/> of the sequence.
+    /// </summary>
+    private void ReadHeads(
+        long chain, int token, int n, Scratch scratch, float* scale, float* sums, float* normalizers, float* keysTransposed, float* values, int before)
+    {
+        AttentionShape shape = _problem.Shape;
+        int place = Place(chain);
+        int batch = BatchRow(place);
+        int dvStride = _layout.ValueStride;
+        int* seen = stackalloc int[Chunk];
+        for (int row = 0; keysTransposed is not null && row < n; row++)
+        {
+            seen[row] = Seen(place, token + row) - before;
+        }
+
+        int firstHead = KeyHead(chain) * shape.HeadGroup;
+        for (int head = firstHead; head < firstHead + shape.HeadGroup; head++)
+        {
+            float* x = StoredRows.Read(_buffers.Query, batch, head, new TokenList(token, n), shape.KeyDimension, scratch.Rows, out nint stride);
+            QueryFeatures(x, n, stride, scratch, scale, normalizers);
+            if (keysTransposed is not null)
+            {
+                Scores(n, seen, scratch, keysTransposed);
+            }
+
+            MicroKernel<TV>.Multiply(
+                n, dvStride, _layout.Features, scratch.Queries, _layout.FeatureStride, sums, dvStride, scratch.Output, dvStride, false);
+            if (keysTransposed is not null)
+            {
+                SimdBlas<TV>.AddCausalProduct(n, seen, scratch.Scores, Chunk, values, dvStride, dvStride, scratch.Output, dvStride);
+            }
+
+            WriteOutput(_buffers.Output.Row(batch, token, head), n, (nint)_buffers.Output.TokenStride, scratch);
+        }
+    }
+
+    /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
+    private void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
+    {
+        int rs = _layout.FeatureStride;
+        float* mapped = PreMap(_query, n, x, stride, scratch, out nint mappedStride);
+        if (_query.Panels is null)
+        {
+            SimdBlas<TV>.CopyRows(n, _layout.Features, mapped, mappedStride, scratch.Queries, rs);
+        }
+        else
+        {
+            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, _query.Panels, scratch.Queries, rs);
+        }
+
+        // A row's own term scales all of its features alike: it cancels under the normaliser unless a constant is added to them.
+        bool needsTerm = !_problem.Normalize || _epsilon != 0 || _mode != FeatureMode.Logarithmic;
+        if (needsTerm)
+        {
+            RowTerms(_query, n, x, stride, mapped, mappedStride, scratch.RowTerm);
+        }
+
+        ActivateQueries(n, scratch, scale, normalizers);
+    }
+
+    /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
+    private void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    {
+        int rs = _layout.FeatureStride;
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            ExponentiateQueries(n, scratch, scale, normalizers);
+            return;
+        }
+
+        for (int row = 0; row < n; row++)
+        {
+            float* q = scratch.Queries + ((nint)row * rs);
+            if (_mode == FeatureMode.Direct)
+            {
+                if (_query.HasRowTerm || _query.Form.Offset is not null)
+                {
+                    TV term = TV.Broadcast(scratch.RowTerm[row]);
+                    for (int i = 0; i < rs; i += TV.Count)
+                    {
+                        TV.Store(TV.Add(TV.Load(q + i), TV.Add(term, TV.Load(_query.Offset + i))), q + i);
+                    }
+                }
+
+                Activate(_query.Form.Activation, _layout.Features, q);
+            }
+            else
+            {
+                var features = new Span<float>(q, _layout.Features);
+                float shift = scratch.RowTerm[row] - TensorPrimitives.Max<float>(features);
+                for (int i = 0; i < features.Length; i++)
+                {
+                    features[i] = MathF.Exp(_query.Offset[i]) * (MathF.Exp(features[i] + shift) + _epsilon);
+                }
+            }
+
+            new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
+            scratch.Denominator[row] = SimdBlas<TV>.Dot(rs, q, normalizers);
+        }
+    }
+
+    private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    {
+        int rs = _layout.FeatureStride;
+        float* bias = scratch.Bias;
+        for (int i = 0; i < rs; i++)
+        {
+            bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
+        }
+
+        for (int row = 0; row < n; row++)
+        {
+            float* q = scratch.Queries + ((nint)row * rs);
+            if (_epsilon != 0)
+            {
+                AddEpsilonToQuery(q, scratch.RowTerm[row]);
+                scratch.RowTerm[row] = 0;
+            }
+
+            TV maximum = TV.Broadcast(float.NegativeInfinity);
+            for (int i = 0; i < rs; i += TV.Count)
+            {
+                TV log = TV.Add(TV.Load(q + i), TV.Load(bias + i));
+                TV.Store(log, q + i);
+                maximum = TV.Max(maximum, log);
+            }
+
+            // −∞ throughout: the state is empty and nothing inside the chunk counts either; every feature is 0.
+            float top = TV.MaxAcross(maximum);
+            float shift = float.IsNegativeInfinity(top) ? 0 : top;
+            scratch.RowMaximum[row] = top;
+            TV down = TV.Broadcast(shift);
+            TV sum = default;
+            for (int i = 0; i < rs; i += TV.Count)
+            {
+                TV value = SimdExp.Exp(TV.Subtract(TV.Load(q + i), down));
+                sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
+                TV.Store(value, q + i);
+            }
+
+            scratch.Denominator[row] = TV.Sum(sum);
+        }
+    }
+
+    /// <summary>Q̂K̂ᵀ as far as rows see, and its row sums to the normalisers.</summary>
+    private void Scores(int n, int* seen, Scratch scratch, float* keysTransposed)
+    {
+        for (int row = 0; row < n; row += MicroKernel<TV>.Rows)
+        {
+            int height = Math.Min(MicroKernel<TV>.Rows, n - row);
+            MicroKernel<TV>.Multiply(
+                height, PackedForm<TV>.RoundUp(seen[row + height - 1]), _layout.Features, scratch.Queries + ((nint)row * _layout.FeatureStride),
+                _layout.FeatureStride, keysTransposed, Chunk, scratch.Scores + ((nint)row * Chunk), Chunk, false);
+            for (int i = row; i < row + height; i++)
+            {
+                scratch.Denominator[i] += SimdBlas<TV>.Sum(seen[i], scratch.Scores + ((nint)i * Chunk));
+            }
+        }
+    }
+
+    private void WriteOutput(void* output, int n, nint stride, Scratch scratch)
+    {
+        int dv = _problem.Shape.ValueDimension;
+        bool isFloat = _problem.Storage == ElementType.Single;
+        for (int row = 0; row < n; row++)
+        {
+            float* result = scratch.Output + ((nint)row * _layout.ValueStride);
+            var sums = new ReadOnlySpan<float>(result, dv);
+            var target = new Span<float>(isFloat ? (float*)output + (row * stride) : result, dv);
+            if (_problem.Normalize)
+            {
+                float denominator = scratch.Denominator[row];
+                if (_problem.Convention == ReferenceConvention.Jax && _mode == FeatureMode.Stabilized && MathF.Abs(denominator) <= _epsilon)
+                {
+                    denominator += 2 * _epsilon;
+                }
+
+                if (denominator == 0)
+                {
+                    target.Clear();
+                }
+                else
+                {
+                    // Not times 1 / denominator, which is infinite below 2.9e-39.
+                    TensorPrimitives.Divide(sums, denominator, target);
+                }
+            }
+            else if (_mode == FeatureMode.Logarithmic)
+            {
+                // In two steps: e^M alone may overflow or vanish where its product with sums of e^(l − s) does neither.
+                float root = MathF.Exp((scratch.RowMaximum[row] + scratch.RowTerm[row]) / 2);
+                TensorPrimitives.Multiply(sums, root, target);
+                TensorPrimitives.Multiply(target, root, target);
+            }
+            else
+            {
+                TensorPrimitives.Multiply(sums, _problem.Scale, target);
+            }
+
+            if (!isFloat)
+            {
+                StoredRows.Narrow(result, dv, _problem.Storage, (ushort*)output + (row * stride));
+            }
+        }
+    }
+}
