@@ -237,6 +237,17 @@ public abstract partial class EngineLaws
             }
         }));
 
+    // elu(x) + 1 computed as it reads is 0 below −8.3 in Half and below −6.2 in bfloat16; exp(x) is not.
+    [Theory]
+    [InlineData(ElementType.Half)]
+    [InlineData(ElementType.BFloat16)]
+    public void Elu_loses_nothing_on_the_negative_side_in_sixteen_bits(ElementType storage)
+    {
+        var shape = new AttentionShape(1, 1, 2, 1, 1, 1, 1);
+        AttentionProblem problem = Maps.Problem("elu", shape, causal: false) with { Storage = storage };
+        Assert.Equal(1 / (1 + MathF.Exp(-1)), Forward(Engine, problem, [0], [-11, -12], [1, 0])[0], 4e-3f);
+    }
+
     // Every number of 16 bits, subnormal, infinite and NaN too, comes in and goes out as it is.
     [Theory]
     [InlineData(ElementType.Half)]

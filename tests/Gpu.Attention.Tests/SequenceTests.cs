@@ -100,7 +100,7 @@ public sealed class SequenceTests
         int[] lengths = [70, 1, 130];
         float[][] prompts = [.. lengths.Select((n, i) => TestData.Normal((ulong)i, n * 2 * 12))];
         AttentionState[] alone = [.. prompts.Select(prompt => Prompt(prompt))];
-        AttentionState batch = attention.CreateState(3, 2, 12);
+        AttentionState batch = attention.CreateState(3, 2, 12, 12);
         float[] packed = [.. prompts.SelectMany(p => p)];
         attention.Append<float>(batch, new AttentionShape(1, packed.Length / 24, 2, 12), packed, packed, SequenceLayout.FromCuSeqlens([0, 70, 71, 201]));
         for (int n = 0; n < 3; n++)
@@ -122,7 +122,7 @@ public sealed class SequenceTests
 
         AttentionState Prompt(float[] prompt)
         {
-            AttentionState state = attention.CreateState(1, 2, 12);
+            AttentionState state = attention.CreateState(1, 2, 12, 12);
             attention.Append<float>(state, new AttentionShape(1, prompt.Length / 24, 2, 12), prompt, prompt);
             return state;
         }
