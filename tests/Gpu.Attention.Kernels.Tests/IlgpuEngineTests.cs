@@ -51,6 +51,10 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
         public void Forward(AttentionProblem problem, in AttentionBuffers buffers) => engine.Forward(problem, buffers);
 
+        public EngineSupport SupportsBackward(AttentionProblem problem) => engine.SupportsBackward(problem);
+
+        public long BackwardWorkspaceBytes(AttentionProblem problem) => engine.BackwardWorkspaceBytes(problem);
+
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
             engine.Backward(problem, buffers, gradients);
     }

@@ -23,11 +23,6 @@ internal static class BufferViews
             throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
         }
 
-        if (!buffers.Normalizer.IsEmpty)
-        {
-            throw new NotSupportedException("The device engine does not hand out normalisers for a backward pass yet.");
-        }
-
         long given = buffers.Workspace.Length * sizeof(float);
         if (given < bytes)
         {

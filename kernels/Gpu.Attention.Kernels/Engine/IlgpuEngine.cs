@@ -179,6 +179,12 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     }
 
     /// <inheritdoc/>
+    public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("the device engine has no backward pass yet");
+
+    /// <inheritdoc/>
+    public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException("The device engine has no backward pass yet.");
+
+    /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The device engine has no backward pass yet.");
 

@@ -34,9 +34,6 @@ public readonly struct AttentionBuffers
     /// <summary>Receives what the sequences have seen after their last key.</summary>
     public StateBuffers FinalState { get; init; }
 
-    /// <summary>Receives the normaliser of every output row, <c>[B, T, H]</c>, for the backward pass.</summary>
-    public MemoryRegion Normalizer { get; init; }
-
     /// <summary>
     /// Scratch memory of at least <see cref="IAttentionEngine.MinimumWorkspaceBytes"/>, 64-byte aligned;
     /// <see cref="IAttentionEngine.WorkspaceBytes"/> is enough for any engine to run at its best.
@@ -44,13 +41,19 @@ public readonly struct AttentionBuffers
     public MemoryRegion Workspace { get; init; }
 }
 
-/// <summary>What a backward pass reads and writes beside the forward pass's buffers. Unwanted gradients are left empty.</summary>
+/// <summary>
+/// What a backward pass reads and writes beside the forward pass's buffers. Unwanted gradients, and those that are zero, are left empty. All are stored as
+/// the problem's tensors are; gradients of states are float32.
+/// </summary>
 public readonly struct GradientBuffers
 {
     /// <summary>The loss's gradient with respect to the output, <c>[B, T, H, Dv]</c>.</summary>
     public TensorBuffer OutputGradient { get; init; }
 
-    /// <summary>The loss's gradient with respect to the final state.</summary>
+    /// <summary>
+    /// The loss's gradient with respect to the final state's sums and normalisers, at the scale that the forward pass left in its
+    /// <see cref="StateBuffers.LogScale"/>: that scale is read, and taken for a constant.
+    /// </summary>
     public StateBuffers FinalStateGradient { get; init; }
 
     /// <summary>Receives the query gradient <c>[B, T, H, D]</c>.</summary>
@@ -62,7 +65,7 @@ public readonly struct GradientBuffers
     /// <summary>Receives the value gradient <c>[B, S, Hk, Dv]</c>.</summary>
     public TensorBuffer ValueGradient { get; init; }
 
-    /// <summary>Receives the initial state's gradient.</summary>
+    /// <summary>Receives the gradient of the initial state's sums and normalisers, at that state's own scale. Its <see cref="StateBuffers.LogScale"/> is not written.</summary>
     public StateBuffers InitialStateGradient { get; init; }
 }
 
@@ -106,9 +109,17 @@ public interface IAttentionEngine
     /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
     void Forward(AttentionProblem problem, in AttentionBuffers buffers);
 
-    /// <summary>Computes the gradients of a forward pass.</summary>
+    /// <summary>Whether <see cref="Backward"/> can run <paramref name="problem"/> here.</summary>
+    /// <param name="problem">The problem in question.</param>
+    EngineSupport SupportsBackward(AttentionProblem problem);
+
+    /// <summary>The scratch memory that a <see cref="Backward"/> for <paramref name="problem"/> takes.</summary>
+    /// <param name="problem">A problem whose backward pass is supported.</param>
+    long BackwardWorkspaceBytes(AttentionProblem problem);
+
+    /// <summary>Computes the gradients of a forward pass. Features and states are computed again, not kept.</summary>
     /// <param name="problem">The forward pass's problem.</param>
-    /// <param name="buffers">The forward pass's buffers.</param>
+    /// <param name="buffers">The forward pass's buffers, inputs and output; a workspace of <see cref="BackwardWorkspaceBytes"/>; no final state.</param>
     /// <param name="gradients">Gradients in and out.</param>
     /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
     void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients);

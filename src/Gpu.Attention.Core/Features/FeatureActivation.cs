@@ -45,12 +45,29 @@ public abstract class FeatureActivation
     /// <param name="destination">Receives the values; may be <paramref name="source"/>.</param>
     public abstract void Apply(ReadOnlySpan<float> source, Span<float> destination);
 
+    /// <summary>Multiplies gradients with respect to values by the function's derivative: gradients with respect to arguments.</summary>
+    /// <param name="source">The arguments.</param>
+    /// <param name="gradient">The gradients, changed in place.</param>
+    /// <exception cref="NotSupportedException">The function is a caller's own, without a derivative.</exception>
+    internal abstract void MultiplyDerivative(ReadOnlySpan<float> source, Span<float> gradient);
+
+    /// <summary>True when there is a derivative to train with.</summary>
+    internal virtual bool HasDerivative => true;
+
     /// <inheritdoc/>
     public override string ToString() => Name;
 
     private sealed class ExpActivation() : FeatureActivation("exp", FeatureFamily.Exponential)
     {
         public override void Apply(ReadOnlySpan<float> source, Span<float> destination) => TensorPrimitives.Exp(source, destination);
+
+        internal override void MultiplyDerivative(ReadOnlySpan<float> source, Span<float> gradient)
+        {
+            for (int i = 0; i < source.Length; i++)
+            {
+                gradient[i] *= MathF.Exp(source[i]);
+            }
+        }
     }
 
     private sealed class EluPlusOneActivation() : FeatureActivation("elu+1", FeatureFamily.Direct)
@@ -62,28 +79,61 @@ public abstract class FeatureActivation
                 destination[i] = source[i] > 0 ? source[i] + 1 : MathF.Exp(source[i]);
             }
         }
+
+        internal override void MultiplyDerivative(ReadOnlySpan<float> source, Span<float> gradient)
+        {
+            for (int i = 0; i < source.Length; i++)
+            {
+                gradient[i] *= source[i] > 0 ? 1 : MathF.Exp(source[i]);
+            }
+        }
     }
 
     private sealed class ReluActivation() : FeatureActivation("relu", FeatureFamily.Direct)
     {
         public override void Apply(ReadOnlySpan<float> source, Span<float> destination) => TensorPrimitives.Max(source, 0, destination);
+
+        internal override void MultiplyDerivative(ReadOnlySpan<float> source, Span<float> gradient)
+        {
+            for (int i = 0; i < source.Length; i++)
+            {
+                gradient[i] = source[i] > 0 ? gradient[i] : 0;
+            }
+        }
     }
 
     private sealed class IdentityActivation() : FeatureActivation("identity", FeatureFamily.Direct)
     {
         public override void Apply(ReadOnlySpan<float> source, Span<float> destination) => source.CopyTo(destination);
+
+        internal override void MultiplyDerivative(ReadOnlySpan<float> source, Span<float> gradient)
+        {
+        }
     }
 
     private sealed class FunctionActivation(string name, Func<float, float> function, Func<float, float>? derivative)
         : FeatureActivation(name, FeatureFamily.Direct)
     {
-        public Func<float, float>? Derivative { get; } = derivative;
+        internal override bool HasDerivative => derivative is not null;
 
         public override void Apply(ReadOnlySpan<float> source, Span<float> destination)
         {
             for (int i = 0; i < source.Length; i++)
             {
                 destination[i] = function(source[i]);
+            }
+        }
+
+        internal override void MultiplyDerivative(ReadOnlySpan<float> source, Span<float> gradient)
+        {
+            if (derivative is null)
+            {
+                throw new NotSupportedException($"The function {Name} has no derivative; name one when making it.");
+            }
+
+            for (int i = 0; i < source.Length; i++)
+            {
+                gradient[i] *= derivative(source[i]);
             }
         }
     }

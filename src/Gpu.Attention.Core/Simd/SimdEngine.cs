@@ -72,6 +72,12 @@ internal sealed class SimdEngine : IAttentionEngine
     }
 
     /// <inheritdoc/>
+    public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("the host engine has no backward pass yet");
+
+    /// <inheritdoc/>
+    public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException("The host engine has no backward pass yet.");
+
+    /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
         throw new NotSupportedException("The host engine has no backward pass yet.");
 
@@ -88,11 +94,6 @@ internal sealed class SimdEngine : IAttentionEngine
             || !IsStored(buffers.Value, s.ValueElements) || !IsStored(buffers.Output, s.OutputElements))
         {
             throw new ArgumentException($"Query, key, value and output are not all stored as {problem.Storage}, as the problem says.", nameof(buffers));
-        }
-
-        if (!buffers.Normalizer.IsEmpty)
-        {
-            throw new NotSupportedException("The host engine does not hand out normalisers for a backward pass yet.");
         }
 
         long needed = WorkspaceBytes(problem);

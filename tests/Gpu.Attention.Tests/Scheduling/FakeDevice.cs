@@ -187,6 +187,10 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
             session.Enqueue(DeviceQueue.Compute, () => _engine.Forward(problem, here));
         }
 
+        public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("a fake has no backward pass");
+
+        public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException();
+
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) => throw new NotSupportedException();
 
         private static TensorBuffer Here(TensorBuffer tensor) => tensor with { Memory = Here(tensor.Memory) };
