@@ -15,9 +15,28 @@ internal static unsafe class DenseBuffers
         Output = TensorBuffer.Dense(output, shape.QueryLength, shape.Heads, shape.ValueDimension),
     };
 
+    public static GradientBuffers GradientsOf(AttentionShape shape, ElementType storage, void* output, void* query, void* key, void* value) => new()
+    {
+        OutputGradient = Dense(output, shape.OutputElements, shape.QueryLength, shape.Heads, shape.ValueDimension, storage),
+        QueryGradient = Dense(query, shape.QueryElements, shape.QueryLength, shape.Heads, shape.KeyDimension, storage),
+        KeyGradient = Dense(key, shape.KeyElements, shape.KeyLength, shape.KeyHeads, shape.KeyDimension, storage),
+        ValueGradient = Dense(value, shape.ValueElements, shape.KeyLength, shape.KeyHeads, shape.ValueDimension, storage),
+    };
+
+    public static StateBuffers Of(AttentionState? state, AttentionStateGradient? gradient, float* logScale, float* sums, float* normalizers) =>
+        gradient is null
+            ? default
+            : new StateBuffers(
+                MemoryRegion.Host(logScale, state!.LogScale.Length), MemoryRegion.Host(sums, gradient.Sums.Length),
+                MemoryRegion.Host(normalizers, gradient.Normalizers.Length));
+
     public static StateBuffers Of(AttentionState? state, float* logScale, float* sums, float* normalizers) => state is null
         ? default
         : new StateBuffers(
             MemoryRegion.Host(logScale, state.LogScale.Length), MemoryRegion.Host(sums, state.Sums.Length),
             MemoryRegion.Host(normalizers, state.Normalizers.Length));
+
+    private static TensorBuffer Dense(void* pointer, long elements, int tokens, int heads, int width, ElementType storage) => pointer is null
+        ? default
+        : TensorBuffer.Dense(new MemoryRegion(null, (nint)pointer, elements, storage), tokens, heads, width);
 }

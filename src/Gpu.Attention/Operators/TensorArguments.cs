@@ -20,6 +20,24 @@ internal static class TensorArguments
             Read(value.Lengths, value.IsDense, nameof(value), ValueLayout), Read(output.Lengths, output.IsDense, nameof(output), OutputLayout));
     }
 
+    /// <summary>The shape that four tensors and their gradients describe together.</summary>
+    /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the others.</exception>
+    public static AttentionShape Shape<T>(
+        in ReadOnlyTensorSpan<T> query, in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value, in ReadOnlyTensorSpan<T> output,
+        in ReadOnlyTensorSpan<T> outputGradient, in TensorSpan<T> queryGradient, in TensorSpan<T> keyGradient, in TensorSpan<T> valueGradient)
+    {
+        Sizes q = Read(query.Lengths, query.IsDense, nameof(query), QueryLayout);
+        Sizes k = Read(key.Lengths, key.IsDense, nameof(key), KeyLayout);
+        Sizes v = Read(value.Lengths, value.IsDense, nameof(value), ValueLayout);
+        Sizes o = Read(output.Lengths, output.IsDense, nameof(output), OutputLayout);
+        AttentionShape shape = Shape(q, k, v, o);
+        RequireGradient(Read(outputGradient.Lengths, outputGradient.IsDense, nameof(outputGradient), OutputLayout), o, nameof(outputGradient), "output");
+        RequireGradient(Read(queryGradient.Lengths, queryGradient.IsDense, nameof(queryGradient), QueryLayout), q, nameof(queryGradient), "query");
+        RequireGradient(Read(keyGradient.Lengths, keyGradient.IsDense, nameof(keyGradient), KeyLayout), k, nameof(keyGradient), "key");
+        RequireGradient(Read(valueGradient.Lengths, valueGradient.IsDense, nameof(valueGradient), ValueLayout), v, nameof(valueGradient), "value");
+        return shape;
+    }
+
     /// <summary>The shape that four tensors of a device describe together.</summary>
     /// <exception cref="ArgumentException">A tensor lies on another device, has another rank than 4, does not fit the others, or is both input and output.</exception>
     public static AttentionShape Shape(ComputeDevice device, DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
@@ -88,6 +106,44 @@ internal static class TensorArguments
         RequireLength("output", output, shape.OutputElements, shape);
     }
 
+    /// <summary>Checks flat memory of gradients against a shape; unwanted ones are empty.</summary>
+    /// <exception cref="ArgumentException">A length is wrong.</exception>
+    public static void RequireGradientLengths(AttentionShape shape, long output, long query, long key, long value)
+    {
+        RequireLength("outputGradient", output, shape.OutputElements, shape);
+        RequireLength("queryGradient", query, query == 0 ? 0 : shape.QueryElements, shape);
+        RequireLength("keyGradient", key, key == 0 ? 0 : shape.KeyElements, shape);
+        RequireLength("valueGradient", value, value == 0 ? 0 : shape.ValueElements, shape);
+    }
+
+    /// <summary>Throws when a gradient that is written shares memory with an input or with another.</summary>
+    /// <exception cref="ArgumentException">It does.</exception>
+    public static void RequireDisjoint(AttentionShape shape, in AttentionBuffers buffers, in GradientBuffers gradients)
+    {
+        ReadOnlySpan<(string Name, MemoryRegion Region)> written =
+        [
+            ("queryGradient", gradients.QueryGradient.Memory), ("keyGradient", gradients.KeyGradient.Memory),
+            ("valueGradient", gradients.ValueGradient.Memory),
+        ];
+        ReadOnlySpan<(string Name, MemoryRegion Region)> read =
+        [
+            ("query", buffers.Query.Memory), ("key", buffers.Key.Memory), ("value", buffers.Value.Memory), ("output", buffers.Output.Memory),
+            ("outputGradient", gradients.OutputGradient.Memory),
+        ];
+        for (int i = 0; i < written.Length; i++)
+        {
+            foreach ((string name, MemoryRegion region) in read)
+            {
+                RequireDisjoint(name, region, written[i].Region, shape, written[i].Name);
+            }
+
+            foreach ((string name, MemoryRegion region) in written[..i])
+            {
+                RequireDisjoint(name, region, written[i].Region, shape, written[i].Name);
+            }
+        }
+    }
+
     /// <summary>Throws when the output shares memory with an input.</summary>
     /// <exception cref="ArgumentException">It does.</exception>
     public static void RequireDisjoint(AttentionShape shape, in AttentionBuffers buffers)
@@ -99,12 +155,12 @@ internal static class TensorArguments
 
     /// <summary>Throws when two regions of one allocation, or of host memory, overlap.</summary>
     /// <exception cref="ArgumentException">They do.</exception>
-    public static void RequireDisjoint(string name, MemoryRegion input, MemoryRegion output, AttentionShape shape)
+    public static void RequireDisjoint(string name, MemoryRegion input, MemoryRegion output, AttentionShape shape, string written = "output")
     {
         if (input.Length > 0 && output.Length > 0 && input.Owner == output.Owner
             && input.Address < output.Address + (output.Length * output.Type.Size()) && output.Address < input.Address + (input.Length * input.Type.Size()))
         {
-            throw new ArgumentException($"The output overlaps the {name} in memory ({shape}).", nameof(output));
+            throw new ArgumentException($"The {written} overlaps the {name} in memory ({shape}).", written);
         }
     }
 
@@ -171,6 +227,9 @@ internal static class TensorArguments
 
     private static void RequireOutputs(Sizes o, Sizes q) =>
         Require((o.Batch, o.Tokens, o.Heads) == (q.Batch, q.Tokens, q.Heads), "output", o, "query", q, "all but the last dimension must agree");
+
+    private static void RequireGradient(Sizes gradient, Sizes of, string name, string other) =>
+        Require(gradient == of, name, gradient, other, of, "a gradient has the sizes of what it is the gradient of");
 
     private static void RequireOn(ComputeDevice device, DeviceTensor tensor, string name)
     {

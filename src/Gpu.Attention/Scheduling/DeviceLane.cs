@@ -88,6 +88,17 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         }
     }
 
+    /// <summary>Scratch memory that a backward pass takes.</summary>
+    /// <param name="problem">A problem whose backward pass the engine supports.</param>
+    public long BackwardBytes(AttentionProblem problem) => Engine.BackwardWorkspaceBytes(problem);
+
+    /// <summary>Computes the gradients of a problem on host memory. No engine of another device supports that yet.</summary>
+    /// <param name="problem">A problem whose backward pass the engine supports.</param>
+    /// <param name="host">Its buffers.</param>
+    /// <param name="gradients">Gradients in and out.</param>
+    public void Backward(AttentionProblem problem, in AttentionBuffers host, in GradientBuffers gradients) =>
+        Engine.Backward(problem, host with { Workspace = _hostWorkspace.Rent(Engine.BackwardWorkspaceBytes(problem)) }, gradients);
+
     /// <summary>Runs a problem on the device's own memory, and waits unless the device's queue is the caller's.</summary>
     /// <param name="problem">A supported problem.</param>
     /// <param name="buffers">Its buffers.</param>

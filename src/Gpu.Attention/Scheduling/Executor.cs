@@ -45,7 +45,7 @@ internal sealed partial class Executor : IDisposable
     /// <summary>Scratch memory that a problem takes on the device that will run it; on other devices than the host, what is copied there too.</summary>
     /// <exception cref="NotSupportedException">No device that may run the problem can.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
-    public long WorkspaceBytes(AttentionProblem problem)
+    public long WorkspaceBytes(AttentionProblem problem, bool isBackward = false)
     {
         ObjectDisposedException.ThrowIf(_disposed, this);
         Device.ThrowIfDisposed();
@@ -53,8 +53,8 @@ internal sealed partial class Executor : IDisposable
         {
             try
             {
-                RequireSupport(_lanes[i], problem);
-                return _lanes[i].PlannedBytes(problem);
+                RequireSupport(_lanes[i], problem, isBackward);
+                return isBackward ? _lanes[i].BackwardBytes(problem) : _lanes[i].PlannedBytes(problem);
             }
             catch (Exception e) when (IsOfDevice(_lanes[i], e))
             {
@@ -67,33 +67,11 @@ internal sealed partial class Executor : IDisposable
     }
 
     /// <summary>Runs a problem on host memory.</summary>
-    public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
-    {
-        Enter();
-        try
-        {
-            // Spelled out, and not by way of a delegate, so that a call on the host allocates nothing.
-            for (int i = 0; ; i++)
-            {
-                DeviceLane lane = _lanes[i];
-                try
-                {
-                    RequireSupport(lane, problem);
-                    lane.Forward(problem, buffers, _onSmaller);
-                    LastDevice = lane.Info;
-                    return;
-                }
-                catch (Exception e) when (IsOfDevice(lane, e))
-                {
-                    GoOn(i, e);
-                }
-            }
-        }
-        finally
-        {
-            Leave();
-        }
-    }
+    public void Forward(AttentionProblem problem, in AttentionBuffers buffers) => Run(problem, buffers, default, isBackward: false);
+
+    /// <summary>Computes a problem's gradients on host memory.</summary>
+    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
+        Run(problem, buffers, gradients, isBackward: true);
 
     /// <summary>Runs a problem on the memory of the device asked for: no other can take over.</summary>
     /// <exception cref="DeviceException">It failed, or has no memory for its workspace.</exception>
@@ -128,14 +106,50 @@ internal sealed partial class Executor : IDisposable
         Release();
     }
 
+    private void Run(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients, bool isBackward)
+    {
+        Enter();
+        try
+        {
+            // Spelled out, and not by way of a delegate, so that a call on the host allocates nothing.
+            for (int i = 0; ; i++)
+            {
+                DeviceLane lane = _lanes[i];
+                try
+                {
+                    RequireSupport(lane, problem, isBackward);
+                    if (isBackward)
+                    {
+                        lane.Backward(problem, buffers, gradients);
+                    }
+                    else
+                    {
+                        lane.Forward(problem, buffers, _onSmaller);
+                    }
+
+                    LastDevice = lane.Info;
+                    return;
+                }
+                catch (Exception e) when (IsOfDevice(lane, e))
+                {
+                    GoOn(i, e);
+                }
+            }
+        }
+        finally
+        {
+            Leave();
+        }
+    }
+
     // Failures of the host's own engine are the caller's, or bugs: there is nothing to fall back to.
     private bool IsOfDevice(DeviceLane lane, Exception e) => lane.IsHost
         ? e is UnsupportedProblemException
         : e is not OutOfMemoryException && !(e is ObjectDisposedException && (_disposed || Device.IsDisposed));
 
-    private static void RequireSupport(DeviceLane lane, AttentionProblem problem)
+    private static void RequireSupport(DeviceLane lane, AttentionProblem problem, bool isBackward = false)
     {
-        EngineSupport support = lane.Engine.Supports(problem);
+        EngineSupport support = isBackward ? lane.Engine.SupportsBackward(problem) : lane.Engine.Supports(problem);
         if (!support.IsSupported)
         {
             throw new UnsupportedProblemException($"{lane.Info.Name} ({lane.Engine.Name}): {support.Reason}.");

@@ -1,0 +1,158 @@
+using System.Numerics.Tensors;
+using System.Runtime.InteropServices;
+
+namespace Gpu.Attention;
+
+// Gradients. Nothing is kept from the forward pass but its output: features and states are computed again.
+public sealed unsafe partial class LinearAttention
+{
+    /// <summary>Computes the gradients of <c>Forward</c> over float32 tensors.</summary>
+    /// <inheritdoc cref="Backward{T}(in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in TensorSpan{T}, in TensorSpan{T}, in TensorSpan{T}, SequenceLayout?)"/>
+    public void Backward(
+        in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key, in ReadOnlyTensorSpan<float> value, in ReadOnlyTensorSpan<float> output,
+        in ReadOnlyTensorSpan<float> outputGradient, in TensorSpan<float> queryGradient, in TensorSpan<float> keyGradient, in TensorSpan<float> valueGradient,
+        SequenceLayout? layout = null) =>
+        Backward<float>(query, key, value, output, outputGradient, queryGradient, keyGradient, valueGradient, layout);
+
+    /// <summary>Computes the gradients of <c>Forward</c>.</summary>
+    /// <remarks>Of masked keys and values the gradient is 0, and so it is of a row that sees nothing.</remarks>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
+    /// <param name="query">The queries <c>[B, T, H, D]</c>.</param>
+    /// <param name="key">The keys <c>[B, S, Hk, D]</c>.</param>
+    /// <param name="value">The values <c>[B, S, Hk, Dv]</c>.</param>
+    /// <param name="output">What <c>Forward</c> made of them, <c>[B, T, H, Dv]</c>.</param>
+    /// <param name="outputGradient">The loss's gradient with respect to the output, <c>[B, T, H, Dv]</c>.</param>
+    /// <param name="queryGradient">Receives the gradient of the queries <c>[B, T, H, D]</c>; may not overlap an input.</param>
+    /// <param name="keyGradient">Receives the gradient of the keys <c>[B, S, Hk, D]</c>, summed over the query heads that read a key head.</param>
+    /// <param name="valueGradient">Receives the gradient of the values <c>[B, S, Hk, Dv]</c>, summed likewise.</param>
+    /// <param name="layout">The layout of the forward pass.</param>
+    /// <exception cref="ArgumentException">A rank, size or stride is wrong, the layout does not fit, or a gradient overlaps an input.</exception>
+    /// <exception cref="NotSupportedException">No device that may run the problem has its backward pass; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public void Backward<T>(
+        in ReadOnlyTensorSpan<T> query, in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value, in ReadOnlyTensorSpan<T> output,
+        in ReadOnlyTensorSpan<T> outputGradient, in TensorSpan<T> queryGradient, in TensorSpan<T> keyGradient, in TensorSpan<T> valueGradient,
+        SequenceLayout? layout = null)
+        where T : unmanaged
+    {
+        AttentionShape shape = TensorArguments.Shape(query, key, value, output, outputGradient, queryGradient, keyGradient, valueGradient);
+        fixed (T* q = &TensorMarshal.GetReference(query))
+        fixed (T* k = &TensorMarshal.GetReference(key))
+        fixed (T* v = &TensorMarshal.GetReference(value))
+        fixed (T* o = &TensorMarshal.GetReference(output))
+        fixed (T* dO = &TensorMarshal.GetReference(outputGradient))
+        fixed (T* dQ = &TensorMarshal.GetReference(queryGradient))
+        fixed (T* dK = &TensorMarshal.GetReference(keyGradient))
+        fixed (T* dV = &TensorMarshal.GetReference(valueGradient))
+        {
+            ElementType storage = TensorArguments.StorageOf<T>();
+            Backward(shape, DenseBuffers.Of(shape, storage, q, k, v, o), DenseBuffers.GradientsOf(shape, storage, dO, dQ, dK, dV), default, layout);
+        }
+    }
+
+    /// <summary>Computes the gradients of <c>Forward</c> on flat memory of a given shape.</summary>
+    /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
+    /// <param name="shape">The sizes.</param>
+    /// <param name="query">The queries, <c>B·T·H·D</c> elements.</param>
+    /// <param name="key">The keys, <c>B·S·Hk·D</c> elements.</param>
+    /// <param name="value">The values, <c>B·S·Hk·Dv</c> elements.</param>
+    /// <param name="output">What <c>Forward</c> made of them, <c>B·T·H·Dv</c> elements.</param>
+    /// <param name="outputGradient">The loss's gradient with respect to the output, <c>B·T·H·Dv</c> elements.</param>
+    /// <param name="queryGradient">Receives the gradient of the queries, <c>B·T·H·D</c> elements; empty when not wanted.</param>
+    /// <param name="keyGradient">Receives the gradient of the keys, <c>B·S·Hk·D</c> elements; empty when not wanted.</param>
+    /// <param name="valueGradient">Receives the gradient of the values, <c>B·S·Hk·Dv</c> elements; empty when not wanted.</param>
+    /// <param name="states">States before and after, and their gradients.</param>
+    /// <param name="layout">The layout of the forward pass.</param>
+    /// <exception cref="ArgumentException">A length is wrong, the layout or a state does not fit, or a gradient overlaps an input.</exception>
+    /// <exception cref="NotSupportedException">No device that may run the problem has its backward pass; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public void Backward<T>(
+        AttentionShape shape, ReadOnlySpan<T> query, ReadOnlySpan<T> key, ReadOnlySpan<T> value, ReadOnlySpan<T> output, ReadOnlySpan<T> outputGradient,
+        Span<T> queryGradient, Span<T> keyGradient, Span<T> valueGradient, StateGradients states = default, SequenceLayout? layout = null)
+        where T : unmanaged
+    {
+        TensorArguments.RequireLengths(shape, query.Length, key.Length, value.Length, output.Length);
+        TensorArguments.RequireGradientLengths(shape, outputGradient.Length, queryGradient.Length, keyGradient.Length, valueGradient.Length);
+        fixed (T* q = query)
+        fixed (T* k = key)
+        fixed (T* v = value)
+        fixed (T* o = output)
+        fixed (T* dO = outputGradient)
+        fixed (T* dQ = queryGradient)
+        fixed (T* dK = keyGradient)
+        fixed (T* dV = valueGradient)
+        {
+            ElementType storage = TensorArguments.StorageOf<T>();
+            Backward(shape, DenseBuffers.Of(shape, storage, q, k, v, o), DenseBuffers.GradientsOf(shape, storage, dO, dQ, dK, dV), states, layout);
+        }
+    }
+
+    /// <summary>Scratch memory, beside tensors and gradients, that a backward pass of this shape holds: it grows with the states at chunks' edges, not with features of all tokens.</summary>
+    /// <param name="shape">The sizes.</param>
+    /// <param name="layout">The layout of the call's tensors.</param>
+    /// <exception cref="ArgumentException">The layout does not fit.</exception>
+    /// <exception cref="NotSupportedException">No device that may run the problem has its backward pass; the message says why.</exception>
+    /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public long BackwardWorkspaceBytes(AttentionShape shape, SequenceLayout? layout = null) =>
+        _executor.WorkspaceBytes(Problem(shape, ElementType.Single, false, false, layout), isBackward: true);
+
+    private void Backward(
+        AttentionShape shape, in AttentionBuffers buffers, in GradientBuffers gradients, in StateGradients states, SequenceLayout? layout)
+    {
+        AttentionProblem problem = Problem(shape, buffers.Query.Memory.Type, states.InitialState is not null, states.FinalStateGradient is not null, layout);
+        RequireFit(states.InitialState, problem, nameof(states));
+        RequireFit(states.FinalState, problem, nameof(states));
+        states.Require(nameof(states));
+        TensorArguments.RequireDisjoint(shape, buffers, gradients);
+        fixed (float* scale = states.InitialState is null ? default : states.InitialState.LogScale)
+        fixed (float* sums = states.InitialState is null ? default : states.InitialState.Sums)
+        fixed (float* normalizers = states.InitialState is null ? default : states.InitialState.Normalizers)
+        fixed (float* initialSums = states.InitialStateGradient is null ? default : states.InitialStateGradient.Sums)
+        fixed (float* initialNormalizers = states.InitialStateGradient is null ? default : states.InitialStateGradient.Normalizers)
+        fixed (float* finalScale = states.FinalState is null ? default : states.FinalState.LogScale)
+        fixed (float* finalSums = states.FinalStateGradient is null ? default : states.FinalStateGradient.Sums)
+        fixed (float* finalNormalizers = states.FinalStateGradient is null ? default : states.FinalStateGradient.Normalizers)
+        {
+            _executor.Backward(
+                problem, buffers with { InitialState = DenseBuffers.Of(states.InitialState, scale, sums, normalizers) },
+                gradients with
+                {
+                    InitialStateGradient = DenseBuffers.Of(states.InitialState, states.InitialStateGradient, scale, initialSums, initialNormalizers),
+                    FinalStateGradient = DenseBuffers.Of(states.FinalState, states.FinalStateGradient, finalScale, finalSums, finalNormalizers),
+                });
+        }
+    }
+}
+
+/// <summary>The states of a forward pass that went on from one and handed one on, and their gradients.</summary>
+public readonly record struct StateGradients
+{
+    /// <summary>The state that the forward pass began with, as it was then.</summary>
+    public AttentionState? InitialState { get; init; }
+
+    /// <summary>Receives the gradient of <see cref="InitialState"/>; null when not wanted.</summary>
+    public AttentionStateGradient? InitialStateGradient { get; init; }
+
+    /// <summary>The state that the forward pass left.</summary>
+    public AttentionState? FinalState { get; init; }
+
+    /// <summary>The loss's gradient with respect to <see cref="FinalState"/>; null where the loss does not depend on it.</summary>
+    public AttentionStateGradient? FinalStateGradient { get; init; }
+
+    internal void Require(string parameter)
+    {
+        Require(InitialState, InitialStateGradient, nameof(InitialState), parameter);
+        Require(FinalState, FinalStateGradient, nameof(FinalState), parameter);
+    }
+
+    private static void Require(AttentionState? state, AttentionStateGradient? gradient, string name, string parameter)
+    {
+        if (gradient is not null && (state is null || state.Sums.Length != gradient.Sums.Length || state.Normalizers.Length != gradient.Normalizers.Length))
+        {
+            throw new ArgumentException($"{name}Gradient is not the gradient of {name}, {state?.ToString() ?? "which is null"}.", parameter);
+        }
+    }
+}
