@@ -66,4 +66,59 @@ public sealed class AllocationTests
 
         Assert.Equal(0, least);
     }
+
+    [Theory]
+    [InlineData("favor+", ElementType.Single)]
+    [InlineData("favor+", ElementType.Half)]
+    [InlineData("elu", ElementType.BFloat16)]
+    [InlineData("softmax", ElementType.Single)]
+    [InlineData("softmax", ElementType.Half)]
+    public void A_second_call_with_a_layout_allocates_nothing(string map, ElementType storage)
+    {
+        var padded = new AttentionShape(2, 300, 4, 16);
+        var packed = new AttentionShape(1, 600, 4, 16);
+        AttentionProblem[] problems =
+        [
+            Posed(padded, causal: true) with { Layout = SequenceLayout.FromKeyLengths([300, 170], 300, PaddingSide.Left), CausalBlock = 5 },
+            Posed(padded, causal: false) with { Layout = SequenceLayout.FromKeyLengths([0, 299], 300) },
+            Posed(packed, causal: true) with { Layout = SequenceLayout.FromCuSeqlens([0, 30, 310, 600]) },
+        ];
+        IAttentionEngine[] engines = [new SimdEngine(1), new SimdEngine(8)];
+        long bytes = problems.Max(problem => engines.Max(engine => engine.WorkspaceBytes(problem)));
+        using var tensors = new PoisonedBuffer(TestData.Normal(1, 4 * (int)padded.QueryElements));
+        using var workspace = new PoisonedBuffer(bytes / sizeof(float));
+        long least = long.MaxValue;
+        for (int round = 0; round < 20 && least > 0; round++)
+        {
+            long before = GC.GetTotalAllocatedBytes(precise: true);
+            foreach (IAttentionEngine engine in engines)
+            {
+                foreach (AttentionProblem problem in problems)
+                {
+                    engine.Forward(problem, new AttentionBuffers
+                    {
+                        Query = Tensor(problem.Shape, 0),
+                        Key = Tensor(problem.Shape, 1),
+                        Value = Tensor(problem.Shape, 2),
+                        Output = Tensor(problem.Shape, 3),
+                        Workspace = workspace.Region,
+                    });
+                }
+            }
+
+            least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
+        }
+
+        Assert.Equal(0, least);
+
+        AttentionProblem Posed(AttentionShape shape, bool causal) =>
+            (map == "softmax" ? new AttentionProblem { Shape = shape, Causal = causal } : Maps.Problem(map, shape, causal)) with { Storage = storage };
+
+        TensorBuffer Tensor(AttentionShape shape, int index)
+        {
+            MemoryRegion all = tensors.Region;
+            return TensorBuffer.Dense(
+                new MemoryRegion(null, all.Address + (nint)(index * shape.QueryElements * sizeof(float)), shape.QueryElements, storage), shape.QueryLength, 4, 16);
+        }
+    }
 }

@@ -88,6 +88,161 @@ public sealed class HostEngineTests : EngineLaws
         }
     }
 
+    // Log features that rise by hundreds within a chunk, so that rows of a block see different segments of it.
+    [Theory]
+    [InlineData("favor+", 8)]
+    [InlineData("favor+", 30)]
+    [InlineData("general exponential", 8)]
+    public void Queries_see_their_keys_of_a_chunk_that_is_cut(string map, double std) =>
+        Law.ForAll(
+            20, seed: 9100,
+            random => (Length: random.Next(1, 200), Block: random.Choose(1, 1, 3, 20, 100), Mask: random.NextWord(), Seed: random.NextWord()),
+            sample =>
+            {
+                var shape = new AttentionShape(1, sample.Length, 2, 16);
+                bool[] mask = Sequences.Mask(new SeededRandom(sample.Mask), 1, sample.Length);
+                AttentionProblem problem = Maps.Problem(map, shape, causal: true) with
+                {
+                    Layout = SequenceLayout.FromKeyMask(1, sample.Length, mask),
+                    CausalBlock = sample.Block,
+                };
+                (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed, std);
+                for (int token = 0; token < sample.Length; token++)
+                {
+                    // From short keys to long and back.
+                    float size = MathF.Pow(MathF.Abs(MathF.Sin(token * 0.37f)), 3);
+                    foreach (ref float x in k.AsSpan(token * 2 * 16, 2 * 16))
+                    {
+                        x *= size;
+                    }
+                }
+
+                float[] actual = EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v);
+                Tolerance.Require(problem, q, k, v, actual, Sequences.Bytes(mask));
+                foreach (IAttentionEngine other in OtherDegrees)
+                {
+                    SameBits(actual, EngineRun.Forward(other, EngineMemory.Host, problem, q, k, v));
+                }
+            });
+
+    // Their maximum over all keys is one over those that take part.
+    [Theory]
+    [InlineData(ReferenceConvention.Jax, "favor+", false)]
+    [InlineData(ReferenceConvention.Jax, "favor+", true)]
+    [InlineData(ReferenceConvention.Jax, "relu projected", true)]
+    [InlineData(ReferenceConvention.Lucidrains, "favor+", false)]
+    [InlineData(ReferenceConvention.Lucidrains, "favor+", true)]
+    public void Published_conventions_see_no_masked_key(ReferenceConvention convention, string map, bool causal)
+    {
+        var shape = new AttentionShape(1, 150, 2, 12);
+        bool[] mask = [.. Enumerable.Range(0, 150).Select(j => j >= 5 && j % 7 != 3)];
+        int[] keys = [.. Enumerable.Range(0, 150).Where(j => mask[j])];
+        int[] queries = causal ? keys : [.. Enumerable.Range(0, 150)];
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 17);
+        AttentionProblem problem = Maps.Problem(map, shape, causal) with { Convention = convention, FeatureEpsilon = 1e-4f };
+        foreach (IAttentionEngine engine in OtherDegrees.Append(Engine))
+        {
+            float[] actual = EngineRun.Forward(
+                engine, EngineMemory.Host, problem with { Layout = SequenceLayout.FromKeyMask(1, 150, mask) }, q, Sequences.Spoiled(k, mask, 1e30f),
+                Sequences.Spoiled(v, mask, float.NaN));
+            float[] expected = EngineRun.Forward(
+                engine, EngineMemory.Host, problem with { Shape = new AttentionShape(1, queries.Length, keys.Length, 2, 2, 12, 12) },
+                Sequences.Gather(q, 24, queries), Sequences.Gather(k, 24, keys), Sequences.Gather(v, 24, keys));
+            SameBits(expected, Sequences.Gather(actual, 24, queries));
+            Assert.All(actual[..(causal ? 5 * 24 : 0)], x => Assert.Equal(0, x));
+        }
+    }
+
+    [Theory]
+    [InlineData("favor+", ElementType.Half)]
+    [InlineData("elu", ElementType.BFloat16)]
+    [InlineData("general exponential", ElementType.BFloat16)]
+    [InlineData("general direct", ElementType.Half)]
+    public void A_token_of_sixteen_bits_gives_the_float32_result_rounded_once(string map, ElementType storage)
+    {
+        var shape = new AttentionShape(2, 1, 1, 6, 3, 12, 21);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+        AttentionProblem stored = problem with { Storage = storage };
+        AttentionState expected = EngineRun.State(problem);
+        AttentionState actual = EngineRun.State(problem);
+        for (ulong token = 0; token < 4; token++)
+        {
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, token);
+            (q, k, v) = (StoredTensor.Round(q, storage), StoredTensor.Round(k, storage), StoredTensor.Round(v, storage));
+            SameBits(
+                StoredTensor.Round(EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v, expected, expected), storage),
+                EngineRun.Forward(Engine, EngineMemory.Host, stored, q, k, v, actual, actual));
+            EngineRun.Append(Engine, EngineMemory.Host, problem, k, v, expected);
+            EngineRun.Append(Engine, EngineMemory.Host, stored, k, v, actual);
+            SameBits(
+                StoredTensor.Round(EngineRun.Read(Engine, EngineMemory.Host, problem, q, expected), storage),
+                EngineRun.Read(Engine, EngineMemory.Host, stored, q, actual));
+            SameBits(expected.Sums, actual.Sums);
+            SameBits(expected.Normalizers, actual.Normalizers);
+            SameBits(expected.LogScale, actual.LogScale);
+        }
+    }
+
+    // A row of padding may hold anything, a query too.
+    [Theory]
+    [InlineData("favor+", true)]
+    [InlineData("favor+", false)]
+    [InlineData("elu", true)]
+    [InlineData("softmax", true)]
+    public void A_query_that_sees_no_key_may_be_NaN(string map, bool causal)
+    {
+        var shape = new AttentionShape(2, 100, 1, 8);
+        AttentionProblem problem = (map == "softmax" ? new AttentionProblem { Shape = shape, Causal = causal } : Maps.Problem(map, shape, causal)) with
+        {
+            Layout = SequenceLayout.FromKeyLengths([0, 30], 100, PaddingSide.Left),
+        };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 18);
+        int blind = causal ? 170 : 100;
+        q.AsSpan(0, blind * 8).Fill(float.NaN);
+        foreach (IAttentionEngine engine in OtherDegrees.Append(Engine))
+        {
+            float[] actual = EngineRun.Forward(engine, EngineMemory.Host, problem, q, k, v);
+            Assert.All(actual[..(blind * 8)], x => Assert.Equal(0, x));
+            Assert.All(actual[(blind * 8)..], x => Assert.True(float.IsFinite(x) && x != 0));
+        }
+    }
+
+    [Fact]
+    public void A_layout_of_no_sequences_is_nothing_to_do()
+    {
+        AttentionProblem problem = Maps.Problem("favor+", new AttentionShape(1, 0, 1, 8), causal: true) with { Layout = SequenceLayout.FromCuSeqlens([0]) };
+        Assert.Empty(EngineRun.Forward(Engine, EngineMemory.Host, problem, [], [], []));
+        AttentionState state = EngineRun.State(problem);
+        Assert.Empty(EngineRun.Forward(Engine, EngineMemory.Host, problem, [], [], [], state, state));
+    }
+
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("softmax")]
+    public unsafe void Buffers_that_are_not_stored_as_the_problem_says_are_refused(string map)
+    {
+        var shape = new AttentionShape(1, 4, 1, 8);
+        AttentionProblem problem = (map == "softmax" ? new AttentionProblem { Shape = shape } : Maps.Problem(map, shape, causal: true)) with
+        {
+            Storage = ElementType.Half,
+        };
+        float[] memory = new float[32 + (Engine.WorkspaceBytes(problem) / sizeof(float)) + 1];
+        fixed (float* start = memory)
+        {
+            var region = MemoryRegion.Host(start, 32);
+            var stored = TensorBuffer.Dense(region with { Type = ElementType.Half }, 4, 1, 8);
+            var buffers = new AttentionBuffers
+            {
+                Query = stored,
+                Key = stored,
+                Value = stored,
+                Output = TensorBuffer.Dense(region, 4, 1, 8),
+                Workspace = MemoryRegion.Host(start + 32, memory.Length - 32),
+            };
+            Assert.Equal("buffers", Assert.Throws<ArgumentException>(() => Engine.Forward(problem, buffers)).ParamName);
+        }
+    }
+
     /// <summary>The same bits, but that one NaN is as good as another.</summary>
     private static void SameBits(ReadOnlySpan<float> expected, ReadOnlySpan<float> actual)
     {
