@@ -74,7 +74,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         : _problem.Causal ? query + 1
         : _problem.Shape.KeyLength;
 
-    private void RunBlock(int place, int head, int firstQuery, Scratch scratch)
+    private void RunBlock(int place, int head, int firstQuery, in Scratch scratch)
     {
         AttentionShape shape = _problem.Shape;
         int batch = _plan?.Batch[place] ?? place;
@@ -91,7 +91,13 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
 
         float* query = StoredRows.Read(
             _buffers.Query, batch, head, new TokenList(firstToken, queries), shape.KeyDimension, scratch.Queries, out nint queryStride);
-        int keyEnd = Seen(place, firstQuery + queries - 1);
+        int* visible = stackalloc int[BlockRows];
+        for (int row = 0; row < queries; row++)
+        {
+            visible[row] = Seen(place, firstQuery + row);
+        }
+
+        int keyEnd = visible[queries - 1];
         int tiles = LinearLayout.Pieces(keyEnd, TileKeys);
         int firstRow = 0;
         int* seen = stackalloc int[MicroKernel<TV>.Rows];
@@ -104,7 +110,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             StoredRows.Copy(_buffers.Value, batch, keyHead, tokens, shape.ValueDimension, scratch.Values, _valueStride);
 
             // Rows whose last key lies before the tile see nothing of it.
-            while (Seen(place, firstQuery + Math.Min(firstRow + MicroKernel<TV>.Rows, queries) - 1) <= firstKey)
+            while (visible[Math.Min(firstRow + MicroKernel<TV>.Rows, queries) - 1] <= firstKey)
             {
                 firstRow += MicroKernel<TV>.Rows;
             }
@@ -114,7 +120,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
                 int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
                 for (int i = 0; i < height; i++)
                 {
-                    seen[i] = Math.Clamp(Seen(place, firstQuery + row + i) - firstKey, 0, tokens.Count);
+                    seen[i] = Math.Clamp(visible[row + i] - firstKey, 0, tokens.Count);
                 }
 
                 AddTile(height, tokens.Count, seen, query + (row * queryStride), queryStride, row, scratch);
@@ -137,7 +143,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     }
 
     /// <summary>Adds a tile of n keys to up to six output rows, of which row i sees the first <c>seen[i]</c>.</summary>
-    private void AddTile(int height, int n, int* seen, float* query, nint queryStride, int row, Scratch scratch)
+    private void AddTile(int height, int n, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
     {
         float* output = scratch.Output + ((nint)row * _valueStride);
         MicroKernel<TV>.Multiply(

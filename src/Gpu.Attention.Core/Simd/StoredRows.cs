@@ -1,5 +1,6 @@
 using System.Numerics;
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 
 namespace Gpu.Attention;
 
@@ -61,15 +62,22 @@ internal static unsafe class StoredRows
     /// <summary>Copies one head's rows of some tokens and clears each up to <paramref name="stride"/>.</summary>
     public static void Copy(in TensorBuffer tensor, long batch, long head, TokenList tokens, int width, float* target, int stride)
     {
+        ElementType type = tensor.Memory.Type;
+        byte* origin = (byte*)tensor.Row(batch, 0, head);
+        nint step = (nint)tensor.TokenStride * type.Size();
         for (int row = 0; row < tokens.Count; row++)
         {
             float* to = target + ((nint)row * stride);
-            Widen(tensor.Row(batch, tokens[row], head), tensor.Memory.Type, width, to);
-            new Span<float>(to + width, stride - width).Clear();
+            Widen(origin + (tokens[row] * step), type, width, to);
+            if (stride > width)
+            {
+                new Span<float>(to + width, stride - width).Clear();
+            }
         }
     }
 
     /// <summary>Stored elements as float32: the same numbers.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Widen(void* source, ElementType type, int n, float* target)
     {
         if (type == ElementType.Single)
