@@ -19,7 +19,16 @@ public sealed class WeightsTests : IDisposable
         {
             (float[] q, float[] k) = sample.Rows(1);
             float[] actual = Rows(sample.Problem, q, Sequences.Spoiled(k, sample.Mask, float.NaN), All(sample.Shape.QueryLength));
-            RequireOracle(sample, q, k, actual);
+            if (sample.Normalize)
+            {
+                RequireOracle(sample, q, k, actual);
+                return;
+            }
+
+            // One weight is far above all others here, and so what plain float32 errs is a single draw. A log weight made of sums up to about 50 holds 50 · 2⁻²⁴.
+            double[] expected = Oracle(sample, q, k);
+            double size = expected.DefaultIfEmpty(0).Max();
+            Assert.All(expected.Zip(actual), pair => Assert.Equal(pair.First, pair.Second, 1e-5 * size));
         });
 
     // Float32 holds neither the exponentials of such rows nor, to more than a few digits, their squared norms.
