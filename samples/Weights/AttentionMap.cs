@@ -26,7 +26,7 @@ internal sealed record AttentionMap(string Name, int Length, float[] Weights)
         return new AttentionMap(name, length, weights);
     }
 
-    /// <summary>Exact attention: what it makes of values that are 1 at one word and 0 elsewhere. That is a square of weights, and so for short texts only.</summary>
+    /// <summary>Exact attention's: what it makes of values that are 1 at one word and 0 elsewhere. A square of numbers, and so for short texts.</summary>
     public static AttentionMap Exact(ComputeDevice device, float[] rows, int length)
     {
         var shape = new AttentionShape(1, length, length, 1, 1, rows.Length / length, length);

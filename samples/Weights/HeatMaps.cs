@@ -1,8 +1,8 @@
 namespace Gpu.Attention.Samples.Weights;
 
 /// <summary>
-/// Draws maps side by side in one picture. A cell's colour says how many times its even share a key has, that is the weight times the number of keys that the query
-/// sees: so the first rows, whose few keys have much each, do not outshine the last.
+/// Draws maps side by side in one picture. A cell's colour says how many times its even share a key has, that is the weight times the number of keys that
+/// the query sees: so the first rows, whose few keys have much each, do not outshine the last.
 /// </summary>
 /// <param name="maps">The maps, all of one length; the first one sets the scale.</param>
 internal sealed class HeatMaps(IReadOnlyList<AttentionMap> maps)

@@ -36,7 +36,10 @@ temperature.Validators.Add(result =>
     }
 });
 
-var command = new RootCommand("Draws which words attend to which: exact attention, and what FAVOR+ and elu+1 make of it.") { text, features, temperature, output };
+var command = new RootCommand("Draws which words attend to which: exact attention, and what FAVOR+ and elu+1 make of it.")
+{
+    text, features, temperature, output,
+};
 command.SetAction(arguments => new WeightsRun(
     new WeightsOptions
     {

@@ -88,7 +88,8 @@ internal sealed class WeightsRun(WeightsOptions options, TextWriter output)
         {
             (double MeanError, double Divergence)[] errors = [.. Enumerable.Range(0, exact.Length).Select(query => map.RowError(exact, query))];
             output.WriteLine(
-                $"  {map.Name,-18}{errors.Average(e => e.MeanError),24:0.0000}{errors.Average(e => e.Divergence),20:0.0000}{errors.Max(e => e.Divergence),12:0.0000}");
+                $"  {map.Name,-18}{errors.Average(e => e.MeanError),24:0.0000}{errors.Average(e => e.Divergence),20:0.0000}" +
+                $"{errors.Max(e => e.Divergence),12:0.0000}");
         }
     }
 

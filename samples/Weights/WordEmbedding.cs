@@ -7,8 +7,9 @@ namespace Gpu.Attention.Samples.Weights;
 /// Turns words into rows without any training: words with letters in common, and words that stand close together, have a cosine well above 0.
 /// </summary>
 /// <remarks>
-/// Of a row's 64 elements 48 say which word it is, the sum of a sign vector for each three letters in a row, and 16 say where it stands, cosines and sines of its
-/// position. Each part has a length of its own, so that the same word elsewhere has a cosine of about 0.64 and more, and another word nearby one of up to 0.36.
+/// Of a row's 64 elements 48 say which word it is, the sum of a sign vector for each three letters in a row, and 16 say where it stands, cosines and sines of
+/// its position. Each part has a length of its own: the same word elsewhere has a cosine of about 0.64, and more if it is near; another word nearby has one
+/// of up to 0.36.
 /// </remarks>
 internal static partial class WordEmbedding
 {

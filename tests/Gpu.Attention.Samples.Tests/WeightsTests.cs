@@ -39,7 +39,9 @@ public sealed class WeightsTests
     public void Colours_RiseFromDarkToBright()
     {
         var heat = new HeatMaps([AttentionMap.Uniform(2)]);
-        double[] brightness = [.. Enumerable.Range(0, 101).Select(i => heat.ColorOf(heat.LargestShare * i / 100)).Select(c => (0.299 * c.Red) + (0.587 * c.Green) + (0.114 * c.Blue))];
+        double[] brightness = [.. Enumerable.Range(0, 101)
+            .Select(i => heat.ColorOf(heat.LargestShare * i / 100))
+            .Select(c => (0.299 * c.Red) + (0.587 * c.Green) + (0.114 * c.Blue))];
 
         Assert.Equal(new Color(68, 1, 84), heat.ColorOf(0));
         Assert.Equal(new Color(253, 231, 37), heat.ColorOf(heat.LargestShare));
@@ -98,7 +100,12 @@ public sealed class WeightsTests
         try
         {
             using var console = new StringWriter();
-            var options = new WeightsOptions { Text = "whale ship harpoon captain ocean whale", Features = [4096], Output = Path.Combine(folder.FullName, "weights.png") };
+            var options = new WeightsOptions
+            {
+                Text = "whale ship harpoon captain ocean whale",
+                Features = [4096],
+                Output = Path.Combine(folder.FullName, "weights.png"),
+            };
             foreach (AttentionMap map in new WeightsRun(options, console).Run().Take(2))
             {
                 Assert.Equal([5, 0], Enumerable.Range(0, 6).OrderByDescending(key => map[5, key]).Take(2));
@@ -123,7 +130,9 @@ public sealed class WeightsTests
         Assert.True(Dot(3, 5) > 1.28, "equal words");
         Assert.True(Dot(1, 3) > Dot(1, 2) && Dot(1, 3) > 0.5, "words with letters in common");
 
-        double Dot(int i, int j) => Enumerable.Range(0, WordEmbedding.Dimension).Sum(d => (double)rows[(i * WordEmbedding.Dimension) + d] * rows[(j * WordEmbedding.Dimension) + d]);
+        double Dot(int i, int j) => Row(i).Zip(Row(j), (x, y) => (double)x * y).Sum();
+
+        IEnumerable<float> Row(int i) => rows.Skip(i * WordEmbedding.Dimension).Take(WordEmbedding.Dimension);
     }
 
     [Fact]

@@ -6,8 +6,8 @@ namespace Gpu.Attention;
 
 /// <summary>The weights that a feature map gives to keys, for a few rows of the matrix that linear attention never makes.</summary>
 /// <remarks>
-/// <para><c>w_ij = φ(q_i)·φ(k_j)</c>, divided by its sum over the keys that row i sees: <c>O(S·(d·m + n·r))</c> operations a head for n rows, and beside the result
-/// <c>n·(r + S / C)</c> numbers and a chunk of C keys for each thread. Every number is summed in one order, whatever the threads.</para>
+/// <para><c>w_ij = φ(q_i)·φ(k_j)</c>, divided by its sum over the keys that row i sees: <c>O(S·(d·m + n·r))</c> operations a head for n rows, and beside the
+/// result <c>n·(r + S / C)</c> numbers a head and a chunk of C keys for each thread. Every number is summed in one order, whatever the threads.</para>
 /// <para>Exponential features stay logarithms until each pair's own maximum is known, and terms that grow with the square of a norm are kept in float64 beside
 /// them: norms that no float32 could hold the exponentials of give weights all the same.</para>
 /// </remarks>
@@ -42,7 +42,9 @@ internal static unsafe class FeatureWeights
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="queryTokens">The n rows, by token.</param>
     /// <param name="count">k.</param>
-    /// <param name="tokens">Receives the keys' tokens <c>[B, H, n, k]</c>, falling by weight and where weights are equal rising; −1 where a row sees no more keys.</param>
+    /// <param name="tokens">
+    /// Receives the keys' tokens <c>[B, H, n, k]</c>, falling by weight and where weights are equal rising; −1 where a row sees no more keys.
+    /// </param>
     /// <param name="weights">Receives their weights <c>[B, H, n, k]</c>.</param>
     /// <param name="degree">The most threads.</param>
     public static void TopKeys(
@@ -118,8 +120,8 @@ internal static unsafe class FeatureWeights
                     (int row, int seen) = Row(place, i);
                     float* source = weights + (((head * Count) + row) * Problem.Shape.KeyLength);
                     long target = (long)row * count;
-                    Select(
-                        source, Plan.KeyTokens.AsSpan(Plan.FirstKey[place], seen), new Span<int>(tokens + target, count), new Span<float>(selected + target, count));
+                    ReadOnlySpan<int> visible = Plan.KeyTokens.AsSpan(Plan.FirstKey[place], seen);
+                    Select(source, visible, new Span<int>(tokens + target, count), new Span<float>(selected + target, count));
                 }
             }
         }
@@ -444,8 +446,8 @@ internal static unsafe class FeatureWeights
         }
 
         /// <summary>
-        /// Features of the scratch's rows, padded to whole vectors with what changes no sum. Log features are without their row's own term and maximum, which are
-        /// apart, in float64.
+        /// Features of the scratch's rows, padded to whole vectors with what changes no sum. Log features are without their row's own term and maximum, which
+        /// stand apart, in float64.
         /// </summary>
         private void Map(PackedForm<TV> form, int n, Scratch scratch)
         {

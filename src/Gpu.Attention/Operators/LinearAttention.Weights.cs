@@ -6,7 +6,7 @@ namespace Gpu.Attention;
 // Which keys a query attends to. Linear attention never makes the matrix of weights, but any row and any column sum of it is there for the asking.
 public sealed unsafe partial class LinearAttention
 {
-    /// <summary>Columns of the matrix that <see cref="ReceivedMass(AttentionShape, ReadOnlySpan{float}, ReadOnlySpan{float}, ReadOnlySpan{int}, Span{float}, SequenceLayout?)"/> sums at once.</summary>
+    /// <summary>Columns of the matrix that <c>ReceivedMass</c> sums at once.</summary>
     private const int MassColumns = 64;
 
     /// <summary>Values and outputs that it holds at once, if one column's are not more: 256 MB.</summary>
@@ -14,19 +14,21 @@ public sealed unsafe partial class LinearAttention
 
     /// <summary>The weights of chosen rows: how much of each key's value goes into a query's output.</summary>
     /// <remarks>
-    /// <para><c>w_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)</c> over the keys j that query i sees, so that <see cref="Forward(AttentionShape, ReadOnlySpan{float}, ReadOnlySpan{float}, ReadOnlySpan{float}, Span{float})"/>
-    /// gives <c>o_i = Σ_j w_ij v_j</c>: weights of the feature map, and not of the softmax that it may estimate. A row sums to 1, or is 0 where the query sees no key
-    /// or its weights sum to zero; keys that it does not see have exactly 0. Where <see cref="LinearAttentionOptions.Normalize"/> is false nothing is divided by, and direct
-    /// maps have the factor <see cref="LinearAttentionOptions.Scale"/>: a weight is always what multiplies the value.</para>
-    /// <para>Computed on the host, in <c>O(S·(D·m + n·r))</c> a head for n rows and r features of m projected ones, and <c>n·(r + S / 64)</c> numbers of scratch memory
-    /// a head. Nothing grows with T·S unless all rows are asked for.</para>
+    /// <para><c>w_ij = φ(q_i)·φ(k_j) / Σ_j φ(q_i)·φ(k_j)</c> over the keys j that query i sees, so that <c>Forward</c> gives <c>o_i = Σ_j w_ij v_j</c>: weights of the
+    /// feature map, and not of the softmax that it may estimate. A row sums to 1, or is 0 where the query sees no key or its weights sum to zero; keys that it
+    /// does not see have exactly 0. Where <see cref="LinearAttentionOptions.Normalize"/> is false nothing is divided by, and direct maps have the factor
+    /// <see cref="LinearAttentionOptions.Scale"/>: a weight is always what multiplies the value.</para>
+    /// <para>Computed on the host, in <c>O(S·(D·m + n·r))</c> a head for n rows and r features of m projected ones, and <c>n·(r + S / 32)</c> numbers of scratch
+    /// memory a head. Nothing grows with T·S unless all rows are asked for.</para>
     /// </remarks>
     /// <param name="shape">The sizes; Dv is not looked at.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
-    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head of the batch.</param>
+    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head.</param>
     /// <param name="weights">Receives the weights <c>[B, H, n, S]</c>; may not overlap an input.</param>
-    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.</param>
+    /// <param name="layout">
+    /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
+    /// </param>
     /// <exception cref="ArgumentException">A length or a token is wrong, the layout does not fit, or the weights overlap an input.</exception>
     /// <exception cref="NotSupportedException">A published convention has no weights of this kind, or the problem is ill-posed; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -47,9 +49,11 @@ public sealed unsafe partial class LinearAttention
     /// <summary>The weights of chosen rows, of tensors: see the other overload.</summary>
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
-    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head of the batch.</param>
+    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head.</param>
     /// <param name="weights">Receives the weights <c>[B, H, n, S]</c>; may not overlap an input.</param>
-    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.</param>
+    /// <param name="layout">
+    /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
+    /// </param>
     /// <exception cref="ArgumentException">A rank, size, stride or token is wrong, the layout does not fit, or the weights overlap an input.</exception>
     /// <exception cref="NotSupportedException">A published convention has no weights of this kind, or the problem is ill-posed; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -70,18 +74,21 @@ public sealed unsafe partial class LinearAttention
 
     /// <summary>The keys of the largest weights of chosen rows: what a query attends to most.</summary>
     /// <remarks>
-    /// The weights are those of <see cref="Weights(AttentionShape, ReadOnlySpan{float}, ReadOnlySpan{float}, ReadOnlySpan{int}, Span{float}, SequenceLayout?)"/>, at its cost and
-    /// <c>S·log k</c> a row; rows are kept no longer than it takes to choose, 32 MB of them or one of each head.
+    /// The weights are those of <c>Weights</c>, at its cost and <c>S·log k</c> a row; rows are kept no longer than it takes to choose, 32 MB of them or one
+    /// of each head.
     /// </remarks>
     /// <param name="shape">The sizes; Dv is not looked at.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
-    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head of the batch.</param>
+    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head.</param>
     /// <param name="tokens">
-    /// Receives the keys' tokens <c>[B, H, n, k]</c>, the largest weight first and of equal ones the lower token; −1 where a row sees fewer than k. Its length says k.
+    /// Receives the keys' tokens <c>[B, H, n, k]</c>, the largest weight first and of equal ones the lower token; −1 where a row sees fewer than k. Its length
+    /// says k.
     /// </param>
     /// <param name="weights">Receives their weights <c>[B, H, n, k]</c>, 0 where there is no key.</param>
-    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.</param>
+    /// <param name="layout">
+    /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
+    /// </param>
     /// <exception cref="ArgumentException">A length or a token is wrong, the layout does not fit, or the weights overlap an input.</exception>
     /// <exception cref="NotSupportedException">A published convention has no weights of this kind, or the problem is ill-posed; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -108,12 +115,15 @@ public sealed unsafe partial class LinearAttention
     /// <summary>The keys of the largest weights of chosen rows, of tensors: see the other overload.</summary>
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
-    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head of the batch.</param>
+    /// <param name="queryTokens">The n rows, by token from 0 to T − 1, in any order; the same for every sequence and head.</param>
     /// <param name="tokens">
-    /// Receives the keys' tokens <c>[B, H, n, k]</c>, the largest weight first and of equal ones the lower token; −1 where a row sees fewer than k. Its length says k.
+    /// Receives the keys' tokens <c>[B, H, n, k]</c>, the largest weight first and of equal ones the lower token; −1 where a row sees fewer than k. Its length
+    /// says k.
     /// </param>
     /// <param name="weights">Receives their weights <c>[B, H, n, k]</c>, 0 where there is no key.</param>
-    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.</param>
+    /// <param name="layout">
+    /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
+    /// </param>
     /// <exception cref="ArgumentException">A rank, size, stride or token is wrong, the layout does not fit, or the weights overlap an input.</exception>
     /// <exception cref="NotSupportedException">A published convention has no weights of this kind, or the problem is ill-posed; the message says why.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -123,8 +133,9 @@ public sealed unsafe partial class LinearAttention
     {
         AttentionShape shape = TensorArguments.WeightsShape(query, key);
         nint count = tokens.Rank == 4 ? tokens.Lengths[3] : 0;
-        TensorArguments.RequireSizes(nameof(tokens), tokens.Lengths, tokens.IsDense, "[B, H, n, k]", shape.Batch, shape.Heads, queryTokens.Length, count);
-        TensorArguments.RequireSizes(nameof(weights), weights.Lengths, weights.IsDense, "[B, H, n, k]", shape.Batch, shape.Heads, queryTokens.Length, count);
+        ReadOnlySpan<nint> sizes = [shape.Batch, shape.Heads, queryTokens.Length, count];
+        TensorArguments.RequireSizes(nameof(tokens), tokens.Lengths, tokens.IsDense, "[B, H, n, k]", sizes);
+        TensorArguments.RequireSizes(nameof(weights), weights.Lengths, weights.IsDense, "[B, H, n, k]", sizes);
         fixed (float* q = &TensorMarshal.GetReference(query))
         fixed (float* k = &TensorMarshal.GetReference(key))
         fixed (int* t = &TensorMarshal.GetReference(tokens))
@@ -138,17 +149,19 @@ public sealed unsafe partial class LinearAttention
 
     /// <summary>How much weight chosen keys received from all queries together: column sums of the matrix of weights.</summary>
     /// <remarks>
-    /// <c>mass_j = Σ_i w_ij</c> over the queries i that see key j, with the weights that <see cref="Forward(AttentionShape, ReadOnlySpan{float}, ReadOnlySpan{float}, ReadOnlySpan{float}, Span{float})"/>
-    /// applies, whatever the convention: it is a forward pass on the operator's device, of values that are 1 at a chosen key and 0 elsewhere, for up to 64 keys at a time, summed over
-    /// queries in their order in float64. <c>O((T + S)·r)</c> a head and chosen key, and projections once for each 64. Scratch memory is at most 256 MB, or
-    /// <c>B·(T·H + S·Hk)</c> numbers if they are more, beside what such a call takes. The masses of all keys of a normalised operator sum to the number of queries that see a key.
+    /// <c>mass_j = Σ_i w_ij</c> over the queries i that see key j, with the weights that <c>Forward</c> applies, whatever the convention: it is a forward pass on the
+    /// operator's device, of values that are 1 at a chosen key and 0 elsewhere, for up to 64 keys at a time, summed over queries in their order in float64.
+    /// <c>O((T + S)·r)</c> a head and chosen key, and projections once for each 64. Scratch memory is at most 256 MB, or <c>B·(T·H + S·Hk)</c> numbers if they are
+    /// more, beside what such a call takes. The masses of all keys of a normalised operator sum to the number of queries that see a key.
     /// </remarks>
     /// <param name="shape">The sizes; Dv is not looked at.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
     /// <param name="keyTokens">The n keys, by token from 0 to S − 1, in any order; the same for every sequence and head of the batch.</param>
     /// <param name="mass">Receives the sums <c>[B, H, n]</c>.</param>
-    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.</param>
+    /// <param name="layout">
+    /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
+    /// </param>
     /// <exception cref="ArgumentException">A length or a token is wrong, or the layout does not fit.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
@@ -171,7 +184,9 @@ public sealed unsafe partial class LinearAttention
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="keyTokens">The n keys, by token from 0 to S − 1, in any order; the same for every sequence and head of the batch.</param>
     /// <param name="mass">Receives the sums <c>[B, H, n]</c>.</param>
-    /// <param name="layout">Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.</param>
+    /// <param name="layout">
+    /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
+    /// </param>
     /// <exception cref="ArgumentException">A rank, size, stride or token is wrong, or the layout does not fit.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
@@ -242,7 +257,7 @@ public sealed unsafe partial class LinearAttention
         }
     }
 
-    /// <summary>The sums of outputs <c>[B, T, H, columns]</c> over their queries, to <c>[B, H, columns]</c>, whose heads stand <paramref name="stride"/> apart.</summary>
+    /// <summary>Sums outputs <c>[B, T, H, columns]</c> over queries, to <c>[B, H, columns]</c> whose heads stand <paramref name="stride"/> apart.</summary>
     private static void SumOverQueries(AttentionShape shape, int columns, float* output, float* mass, int stride)
     {
         double[] sums = new double[(long)shape.Heads * columns];
