@@ -90,6 +90,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
         Append,
         Read,
         Step,
+        Weights,
     }
 
     /// <summary>The device asked for, and on <see cref="ComputeDevice.Reason"/> why.</summary>

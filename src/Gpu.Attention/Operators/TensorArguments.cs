@@ -85,6 +85,28 @@ internal static class TensorArguments
         return new AttentionShape(q.Batch, q.Tokens, 0, q.Heads, keyHeads, q.Width, o.Width);
     }
 
+    /// <summary>The shape of queries and keys alone, with values of one element.</summary>
+    /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the other.</exception>
+    public static AttentionShape WeightsShape(in ReadOnlyTensorSpan<float> query, in ReadOnlyTensorSpan<float> key)
+    {
+        Sizes q = Read(query.Lengths, query.IsDense, nameof(query), QueryLayout);
+        Sizes k = Read(key.Lengths, key.IsDense, nameof(key), KeyLayout);
+        RequireKeys(k, q);
+        return new AttentionShape(q.Batch, q.Tokens, k.Tokens, q.Heads, k.Heads, q.Width, 1);
+    }
+
+    /// <summary>Checks the sizes of a tensor that has those of others.</summary>
+    /// <exception cref="ArgumentException">It is not dense, or has other sizes.</exception>
+    public static void RequireSizes(string name, ReadOnlySpan<nint> lengths, bool dense, string layout, params ReadOnlySpan<nint> expected)
+    {
+        if (!lengths.SequenceEqual(expected))
+        {
+            throw new ArgumentException($"{name} {Describe(lengths)} is not {layout} = {Describe(expected)}.", name);
+        }
+
+        RequireDense(dense, name, lengths, layout);
+    }
+
     /// <summary>Checks that a shape was made by a constructor.</summary>
     /// <exception cref="ArgumentException">It was not.</exception>
     public static void RequireMade(AttentionShape shape)
@@ -144,6 +166,39 @@ internal static class TensorArguments
         }
     }
 
+    /// <summary>Checks flat queries and keys against a shape.</summary>
+    /// <exception cref="ArgumentException">A length is wrong.</exception>
+    public static void RequireLengths(AttentionShape shape, long query, long key)
+    {
+        RequireMade(shape);
+        RequireLength("query", query, shape.QueryElements, shape);
+        RequireLength("key", key, shape.KeyElements, shape);
+    }
+
+    /// <summary>Checks the length of a result <c>[B, H, n]</c>, or <c>[B, H, n, last]</c>, for n chosen tokens.</summary>
+    /// <exception cref="ArgumentException">It is another.</exception>
+    public static void RequireLength(string name, long length, AttentionShape shape, int chosen, string layout, long last = 1)
+    {
+        Int128 expected = (Int128)shape.Batch * shape.Heads * chosen * last;
+        if (length != expected)
+        {
+            throw new ArgumentException($"{name} has {length} elements where {layout} has {expected}, n being {chosen} ({shape}).", name);
+        }
+    }
+
+    /// <summary>Checks that chosen tokens are tokens.</summary>
+    /// <exception cref="ArgumentException">One is not.</exception>
+    public static void RequireTokens(string name, ReadOnlySpan<int> tokens, int length, AttentionShape shape)
+    {
+        for (int i = 0; i < tokens.Length; i++)
+        {
+            if ((uint)tokens[i] >= (uint)length)
+            {
+                throw new ArgumentException($"{name}[{i}] is {tokens[i]}, where tokens are from 0 to {length - 1} ({shape}).", name);
+            }
+        }
+    }
+
     /// <summary>Throws when the output shares memory with an input.</summary>
     /// <exception cref="ArgumentException">It does.</exception>
     public static void RequireDisjoint(AttentionShape shape, in AttentionBuffers buffers)
@@ -162,6 +217,15 @@ internal static class TensorArguments
         {
             throw new ArgumentException($"The {written} overlaps the {name} in memory ({shape}).", written);
         }
+    }
+
+    /// <summary>Throws when a result shares memory with the queries or keys.</summary>
+    /// <exception cref="ArgumentException">It does.</exception>
+    public static unsafe void RequireDisjoint(AttentionShape shape, float* query, float* key, string name, float* result, long resultLength)
+    {
+        MemoryRegion written = MemoryRegion.Host(result, resultLength);
+        RequireDisjoint("query", MemoryRegion.Host(query, shape.QueryElements), written, shape, name);
+        RequireDisjoint("key", MemoryRegion.Host(key, shape.KeyElements), written, shape, name);
     }
 
     /// <summary>How elements of a type are stored.</summary>
@@ -214,12 +278,17 @@ internal static class TensorArguments
 
     private static AttentionShape Shape(Sizes q, Sizes k, Sizes v, Sizes o)
     {
-        Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
-        Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
+        RequireKeys(k, q);
         RequireValues(v, k);
         RequireOutputs(o, q);
         Require(o.Width == v.Width, "output", o, "value", v, "the last dimensions must agree");
         return new AttentionShape(q.Batch, q.Tokens, k.Tokens, q.Heads, k.Heads, q.Width, v.Width);
+    }
+
+    private static void RequireKeys(Sizes k, Sizes q)
+    {
+        Require(k.Batch == q.Batch && k.Width == q.Width, "key", k, "query", q, "batch and row dimensions must agree");
+        Require(q.Heads % k.Heads == 0, "key", k, "query", q, "its heads must divide the query's");
     }
 
     private static void RequireValues(Sizes v, Sizes k) =>
@@ -263,12 +332,7 @@ internal static class TensorArguments
             throw new ArgumentException($"{name} {Describe(lengths)} has rank {lengths.Length}; expected rank 4, {layout}.", name);
         }
 
-        if (!dense)
-        {
-            throw new ArgumentException(
-                $"{name} {Describe(lengths)} is not dense; copy it to a tensor of its own ({layout}, row-major) first.", name);
-        }
-
+        RequireDense(dense, name, lengths, layout);
         if (lengths[2] == 0 || lengths[3] == 0)
         {
             throw new ArgumentException($"{name} {Describe(lengths)} has no heads, or heads of no elements; expected {layout}.", name);
@@ -283,6 +347,15 @@ internal static class TensorArguments
         }
 
         return new Sizes((int)lengths[0], (int)lengths[1], (int)lengths[2], (int)lengths[3]);
+    }
+
+    private static void RequireDense(bool dense, string name, ReadOnlySpan<nint> lengths, string layout)
+    {
+        if (!dense)
+        {
+            throw new ArgumentException(
+                $"{name} {Describe(lengths)} is not dense; copy it to a tensor of its own ({layout}, row-major) first.", name);
+        }
     }
 
     private static void Require(bool condition, string name, Sizes sizes, string other, Sizes otherSizes, string rule)

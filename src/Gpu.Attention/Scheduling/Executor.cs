@@ -47,8 +47,7 @@ internal sealed partial class Executor : IDisposable
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
     public long WorkspaceBytes(AttentionProblem problem, bool isBackward = false)
     {
-        ObjectDisposedException.ThrowIf(_disposed, this);
-        Device.ThrowIfDisposed();
+        ThrowIfDisposed();
         for (int i = 0; ; i++)
         {
             try
@@ -97,6 +96,14 @@ internal sealed partial class Executor : IDisposable
         {
             Leave();
         }
+    }
+
+    /// <summary>Checks that there is somebody to do work.</summary>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public void ThrowIfDisposed()
+    {
+        ObjectDisposedException.ThrowIf(_disposed, this);
+        Device.ThrowIfDisposed();
     }
 
     /// <summary>Frees the scratch memory: now, or when the call that uses it ends.</summary>
@@ -209,8 +216,7 @@ internal sealed partial class Executor : IDisposable
 
     private void Enter()
     {
-        ObjectDisposedException.ThrowIf(_disposed, this);
-        Device.ThrowIfDisposed();
+        ThrowIfDisposed();
         if (Interlocked.Exchange(ref _busy, 1) != 0)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
