@@ -19,7 +19,7 @@ public sealed unsafe partial class LinearAttention
     /// does not see have exactly 0. Where <see cref="LinearAttentionOptions.Normalize"/> is false nothing is divided by, and direct maps have the factor
     /// <see cref="LinearAttentionOptions.Scale"/>: a weight is always what multiplies the value.</para>
     /// <para>Computed on the host, in <c>O(S·(D·m + n·r))</c> a head for n rows and r features of m projected ones, and <c>n·(r + S / 32)</c> numbers of scratch
-    /// memory a head. Nothing grows with T·S unless all rows are asked for.</para>
+    /// memory a head and <c>T + S</c> a sequence. Nothing grows with T·S unless all rows are asked for.</para>
     /// </remarks>
     /// <param name="shape">The sizes; Dv is not looked at.</param>
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
