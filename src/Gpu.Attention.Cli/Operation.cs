@@ -8,13 +8,13 @@ internal sealed class Operation : IDisposable
     private readonly Func<DeviceInfo> _lastDevice;
     private readonly Func<IReadOnlyList<FallbackStep>> _fallbacks;
 
-    public Operation(LinearAttention attention, AttentionShape shape, Action forward)
-        : this(attention, forward, () => attention.WorkspaceBytes(shape), () => attention.LastDevice, () => attention.Fallbacks)
+    public Operation(LinearAttention attention, AttentionShape shape, Action forward, SequenceLayout? layout = null)
+        : this(attention, forward, () => attention.WorkspaceBytes(shape, layout), () => attention.LastDevice, () => attention.Fallbacks)
     {
     }
 
-    public Operation(SoftmaxAttention attention, AttentionShape shape, Action forward)
-        : this(attention, forward, () => attention.WorkspaceBytes(shape), () => attention.LastDevice, () => attention.Fallbacks)
+    public Operation(SoftmaxAttention attention, AttentionShape shape, Action forward, SequenceLayout? layout = null)
+        : this(attention, forward, () => attention.WorkspaceBytes(shape, layout), () => attention.LastDevice, () => attention.Fallbacks)
     {
     }
 

@@ -23,9 +23,8 @@ internal static class NpyBytes
         return [0x93, .. "NUMPY"u8, (byte)major, 0, .. length, .. text, .. data];
     }
 
-    public static byte[] Of(ReadOnlySpan<float> values) => MemoryMarshal.AsBytes(values).ToArray();
-
-    public static byte[] Of(ReadOnlySpan<double> values) => MemoryMarshal.AsBytes(values).ToArray();
+    public static byte[] Of<T>(T[] values)
+        where T : unmanaged => MemoryMarshal.AsBytes(values.AsSpan()).ToArray();
 
     public static byte[] OfDouble(int[] shape, float[] values) => Make(
         $"{{'descr': '<f8', 'fortran_order': False, 'shape': ({string.Concat(shape.Select(size => $"{size}, "))}), }}", Of(Array.ConvertAll(values, x => (double)x)));

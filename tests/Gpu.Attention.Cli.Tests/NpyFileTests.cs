@@ -58,8 +58,79 @@ public class NpyFileTests
         Assert.Equal(Six, Read(NpyBytes.Make(Header.Replace("<f4", ">f4"), NpyBytes.Reversed(NpyBytes.Of(Six), 4))).Data);
     }
 
+    [Fact]
+    public void Read_Float16_IsWidened()
+    {
+        byte[] narrow = NpyBytes.Of(Array.ConvertAll(Six, x => (Half)x));
+        Assert.Equal(Six, Read(NpyBytes.Make(Header.Replace("<f4", "<f2"), narrow)).Data);
+        Assert.Equal(Six, Read(NpyBytes.Make(Header.Replace("<f4", ">f2"), NpyBytes.Reversed(narrow, 2))).Data);
+    }
+
+    [Fact]
+    public void Write_Float16_HasTheBytesThatNumpyWrites()
+    {
+        Half[] narrow = Array.ConvertAll(Six, x => (Half)x);
+        using var stream = new MemoryStream();
+        NpyFile.Write(stream, [2, 3], narrow);
+        string header = Header.Replace("<f4", "<f2").PadRight(117) + "\n";
+        Assert.Equal([0x93, .. "NUMPY"u8, 1, 0, 118, 0, .. Encoding.ASCII.GetBytes(header), .. NpyBytes.Of(narrow)], stream.ToArray());
+    }
+
     [Theory]
-    [InlineData("{'descr': '<f2', 'fortran_order': False, 'shape': (2, 3), }", "float16")]
+    [InlineData("|b1")]
+    [InlineData("|u1")]
+    [InlineData("<u1")]
+    public void ReadMask_BoolAndUint8_AreTheSame(string descriptor) =>
+        Assert.Equal([true, false, true, true, false, false], ReadMask(descriptor, [1, 0, 1, 1, 0, 0]));
+
+    [Theory]
+    [InlineData("<f4", "float32 ('<f4'); a mask has bool")]
+    [InlineData("<i8", "int64")]
+    [InlineData("|i1", "int8")]
+    public void ReadMask_OtherElements_AreRefused(string descriptor, string fragment) =>
+        Assert.Contains(fragment, Assert.Throws<InvalidDataException>(() => ReadMask(descriptor, [1, 0, 1, 1, 0, 0])).Message);
+
+    [Theory]
+    [InlineData(new byte[] { 1, 0, 1, 1, 0, 2 }, "element 5 of the mask is 2")]
+    [InlineData(new byte[] { 1, 255, 1, 1, 0, 0 }, "element 1 of the mask is 255")]
+    [InlineData(new byte[] { 1, 0, 1, 1, 0 }, "6 bytes of elements, but the file has 5")]
+    [InlineData(new byte[] { 1, 0, 1, 1, 0, 0, 0 }, "6 bytes of elements, but the file has 7")]
+    public void ReadMask_OtherContent_IsRefused(byte[] content, string fragment) =>
+        Assert.Contains(fragment, Assert.Throws<InvalidDataException>(() => ReadMask("|b1", content)).Message);
+
+    [Fact]
+    public void ReadMask_OfAnotherShape_IsRefusedAndAllocatesLittle()
+    {
+        using var folder = new TemporaryFolder();
+        string path = folder.WriteBytes("a.npy", NpyBytes.Make("{'descr': '|b1', 'fortran_order': False, 'shape': (50000, 40000), }", [1, 1]));
+        long before = GC.GetAllocatedBytesForCurrentThread();
+        Assert.Contains("[50000, 40000] where [2, 3] is needed", Assert.Throws<InvalidDataException>(() => NpyFile.ReadMask(path, 2, 3)).Message);
+        Assert.Throws<InvalidDataException>(() => NpyFile.ReadMask(path, 50_000, 40_000));
+        Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - before, 0, 1 << 20);
+    }
+
+    [Fact]
+    public void ReadMask_MutatedFiles_AreReadOrRefusedAndAllocateLittle()
+    {
+        using var folder = new TemporaryFolder();
+        byte[] original = NpyBytes.Make(Header.Replace("<f4", "|b1"), [1, 0, 1, 1, 0, 0]);
+        Law.ForAll(1000, seed: 2, random => Mutation.Apply(random, original), bytes =>
+        {
+            long before = GC.GetAllocatedBytesForCurrentThread();
+            try
+            {
+                Assert.Equal(6, NpyFile.ReadMask(folder.WriteBytes("a.npy", bytes), 2, 3).Length);
+            }
+            catch (InvalidDataException exception)
+            {
+                Assert.StartsWith(folder["a.npy"], exception.Message);
+            }
+
+            Assert.InRange(GC.GetAllocatedBytesForCurrentThread() - before, 0, 1 << 20);
+        });
+    }
+
+    [Theory]
     [InlineData("{'descr': '<i8', 'fortran_order': False, 'shape': (2, 3), }", "int64")]
     [InlineData("{'descr': '|b1', 'fortran_order': False, 'shape': (2, 3), }", "bool")]
     [InlineData("{'descr': '|O', 'fortran_order': False, 'shape': (2, 3), }", "Python objects")]
@@ -171,6 +242,7 @@ public class NpyFileTests
             NpyBytes.Make(Header, NpyBytes.Of(Six), major: 2),
             NpyBytes.Make(Header, NpyBytes.Of(Six), major: 3),
             NpyBytes.OfDouble([1, 2, 3, 1], Six),
+            NpyBytes.Make(Header.Replace("<f4", "<f2"), NpyBytes.Of(Array.ConvertAll(Six, x => (Half)x))),
         ];
         Law.ForAll(2000, seed: 1, random => Mutation.Apply(random, random.Choose(seeds)), bytes =>
         {
@@ -193,5 +265,11 @@ public class NpyFileTests
     {
         using var folder = new TemporaryFolder();
         return NpyFile.Read(folder.WriteBytes("a.npy", bytes));
+    }
+
+    private static bool[] ReadMask(string descriptor, byte[] content)
+    {
+        using var folder = new TemporaryFolder();
+        return NpyFile.ReadMask(folder.WriteBytes("a.npy", NpyBytes.Make(Header.Replace("<f4", descriptor), content)), 2, 3);
     }
 }

@@ -30,31 +30,25 @@ internal static class AttendCommand
         }
 
         using ComputeDevice device = options.Device.Open(terminal, parsed);
-        (AttentionShape shape, float[] query, float[] key, float[] value) = ReadInputs(
-            parsed.GetValue(options.Query)!, parsed.GetValue(options.Key)!, parsed.GetValue(options.Value)!);
-        RequireFits(shape);
-        float[] output = new float[shape.OutputElements];
+        var tensors = AttendTensors.Read(
+            parsed.GetValue(options.Storage)!, parsed.GetValue(options.Query)!, parsed.GetValue(options.Key)!, parsed.GetValue(options.Value)!);
+        AttentionShape shape = tensors.Shape;
+        SequenceLayout? layout = options.Layout.Make(parsed, shape);
         AttentionState? state = null;
         Operation operation;
         if (features == FeatureKind.Softmax)
         {
-            var attention = new SoftmaxAttention(
-                device, new SoftmaxAttentionOptions { Causal = parsed.GetValue(options.Causal), Scale = parsed.GetValue(options.Scale) });
-            operation = new Operation(attention, shape, () => attention.Forward(shape, query, key, value, output));
+            var attention = new SoftmaxAttention(device, ToSoftmaxOptions(options, parsed));
+            operation = tensors.Attend(attention, layout);
         }
         else
         {
             FeatureMap map = FeatureKind.Create(features, MakeProjection(options, parsed, features, shape.KeyDimension));
             var attention = new LinearAttention(device, map, ToLinearOptions(options, parsed));
-            AttentionState? initialState = null;
-            if (parsed.GetValue(options.InitialState) is { } path)
-            {
-                initialState = attention.CreateState(shape.Batch, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
-                StateFile.Read(path, initialState);
-            }
-
-            state = finalStatePath is null ? null : attention.CreateState(shape.Batch, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
-            operation = new Operation(attention, shape, () => attention.Forward(shape, query, key, value, output, initialState, state));
+            int sequences = layout?.Sequences ?? shape.Batch;
+            AttentionState? initialState = parsed.GetValue(options.InitialState) is { } path ? StateFile.Read(path, attention, sequences, shape) : null;
+            state = finalStatePath is null ? null : attention.CreateState(sequences, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
+            operation = tensors.Attend(attention, layout, initialState, state);
         }
 
         using (operation)
@@ -62,10 +56,8 @@ internal static class AttendCommand
             double milliseconds = terminal.Busy("attend", () => Time(operation.Forward));
             terminal.NoteFallbacks(operation.Fallbacks);
             cancellationToken.ThrowIfCancellationRequested();
-            Write(shape, output, outputPath, state, finalStatePath, cancellationToken);
-            Report(
-                terminal, parsed.GetValue(options.Json), device, shape, features, operation, milliseconds, parsed.GetValue(options.Causal), outputPath,
-                finalStatePath);
+            Write(tensors, outputPath, state, finalStatePath, cancellationToken);
+            Report(terminal, options, parsed, device, shape, layout, operation, milliseconds);
         }
 
         return ExitCode.Done;
@@ -105,6 +97,12 @@ internal static class AttendCommand
             }
         }
 
+        options.Layout.RequireSense(parsed);
+        if (parsed.IsGiven(options.CausalBlock) && !parsed.GetValue(options.Causal))
+        {
+            throw new UsageException($"{options.CausalBlock.Name} says something of {options.Causal.Name}, which is not given.");
+        }
+
         string output = Path.GetFullPath(parsed.GetValue(options.Output)!);
         if (parsed.GetValue(options.FinalState) is { } state && Path.GetFullPath(state) == output)
         {
@@ -118,37 +116,6 @@ internal static class AttendCommand
         if (option is not null)
         {
             throw new NotSupportedException($"{option.Name} is not supported yet; what is missing: {missing}.");
-        }
-    }
-
-    private static (AttentionShape Shape, float[] Query, float[] Key, float[] Value) ReadInputs(string queryPath, string keyPath, string valuePath)
-    {
-        NpyArray query = Read(queryPath, "query", "[B, T, H, D]");
-        NpyArray key = Read(keyPath, "key", "[B, S, Hk, D]");
-        NpyArray value = Read(valuePath, "value", "[B, S, Hk, Dv]");
-        int[] q = query.Shape;
-        int[] k = key.Shape;
-        int[] v = value.Shape;
-        return q[0] != k[0] || q[3] != k[3] || !k.AsSpan(0, 3).SequenceEqual(v.AsSpan(0, 3))
-            ? throw new ArgumentException(
-                $"The shapes do not fit: query {NpyHeader.Describe(q)} is [B, T, H, D], key {NpyHeader.Describe(k)} is [B, S, Hk, D], " +
-                $"value {NpyHeader.Describe(v)} is [B, S, Hk, Dv].")
-            : (new AttentionShape(q[0], q[1], k[1], q[2], k[2], q[3], v[3]), query.Data, key.Data, value.Data);
-    }
-
-    private static NpyArray Read(string path, string role, string layout)
-    {
-        NpyArray array = NpyFile.Read(path);
-        return array.Shape.Length == 4
-            ? array
-            : throw new ArgumentException($"{path}: the {role} is {NpyHeader.Describe(array.Shape)}; it has four dimensions, {layout}.");
-    }
-
-    private static void RequireFits(AttentionShape shape)
-    {
-        if (shape.OutputElements > Array.MaxLength)
-        {
-            throw new ArgumentException($"The output of {shape} has more elements than fit in memory at once ({Array.MaxLength}).");
         }
     }
 
@@ -171,9 +138,17 @@ internal static class AttendCommand
         return RandomProjection.Orthogonal(parsed.GetValue(options.NumFeatures), dimension, parsed.GetValue(options.Seed), length);
     }
 
+    private static SoftmaxAttentionOptions ToSoftmaxOptions(AttendOptions options, ParseResult parsed) => new()
+    {
+        Causal = parsed.GetValue(options.Causal),
+        CausalBlock = parsed.GetValue(options.CausalBlock),
+        Scale = parsed.GetValue(options.Scale),
+    };
+
     private static LinearAttentionOptions ToLinearOptions(AttendOptions options, ParseResult parsed) => new()
     {
         Causal = parsed.GetValue(options.Causal),
+        CausalBlock = parsed.GetValue(options.CausalBlock),
         Scale = parsed.GetValue(options.Scale),
         Normalize = !parsed.GetValue(options.NoNormalize),
         FeatureEpsilon = parsed.GetValue(options.FeatureEpsilon),
@@ -194,14 +169,14 @@ internal static class AttendCommand
 
     // Both files are complete before either gets its name.
     private static void Write(
-        AttentionShape shape, float[] output, string outputPath, AttentionState? state, string? statePath, CancellationToken cancellationToken)
+        AttendTensors tensors, string outputPath, AttentionState? state, string? statePath, CancellationToken cancellationToken)
     {
         using var file = new AtomicFile(outputPath);
         using AtomicFile? stateFile = statePath is null ? null : new AtomicFile(statePath);
-        NpyFile.Write(file.Stream, [shape.Batch, shape.QueryLength, shape.Heads, shape.ValueDimension], output, cancellationToken);
+        tensors.WriteOutput(file.Stream, cancellationToken);
         if (stateFile is not null)
         {
-            StateFile.Write(stateFile.Stream, state!, cancellationToken);
+            StateFile.Write(statePath!, stateFile.Stream, state!, cancellationToken);
         }
 
         stateFile?.Commit();
@@ -209,12 +184,14 @@ internal static class AttendCommand
     }
 
     private static void Report(
-        Terminal terminal, bool json, ComputeDevice device, AttentionShape shape, string features, Operation operation, double milliseconds,
-        bool causal, string outputPath, string? statePath)
+        Terminal terminal, AttendOptions options, ParseResult parsed, ComputeDevice device, AttentionShape shape, SequenceLayout? layout, Operation operation,
+        double milliseconds)
     {
+        string features = parsed.GetValue(options.Features)!;
+        string outputPath = parsed.GetValue(options.Output)!;
         double tokensPerSecond = (double)shape.Batch * shape.QueryLength / (milliseconds / 1e3);
         int[] outputShape = [shape.Batch, shape.QueryLength, shape.Heads, shape.ValueDimension];
-        if (json)
+        if (parsed.GetValue(options.Json))
         {
             terminal.WriteJson(new
             {
@@ -223,7 +200,7 @@ internal static class AttendCommand
                 device.Reason,
                 operation.Fallbacks,
                 Features = features,
-                Direction = causal ? "causal" : "bidirectional",
+                Direction = parsed.GetValue(options.Causal) ? "causal" : "bidirectional",
                 Shapes = new
                 {
                     Query = (int[])[shape.Batch, shape.QueryLength, shape.Heads, shape.KeyDimension],
@@ -231,17 +208,19 @@ internal static class AttendCommand
                     Value = (int[])[shape.Batch, shape.KeyLength, shape.KeyHeads, shape.ValueDimension],
                     Output = outputShape,
                 },
+                Storage = parsed.GetValue(options.Storage),
+                Layout = layout?.ToString(),
                 Ms = milliseconds,
                 TokensPerSecond = tokensPerSecond,
                 operation.WorkspaceBytes,
                 Output = outputPath,
-                FinalState = statePath,
+                FinalState = parsed.GetValue(options.FinalState),
             });
             return;
         }
 
         string summary =
-            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features} on {operation.LastDevice}, {Format.Short(milliseconds)} ms, " +
+            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features}{(layout is null ? "" : $" of {layout}")} on {operation.LastDevice}, {Format.Short(milliseconds)} ms, " +
             $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(operation.WorkspaceBytes)} workspace";
         if (AtomicFile.IsDevice(outputPath))
         {

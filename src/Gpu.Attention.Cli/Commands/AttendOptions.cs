@@ -6,13 +6,14 @@ namespace Gpu.Attention.Cli.Commands;
 /// <summary>The options of <c>attend</c>.</summary>
 internal sealed class AttendOptions
 {
-    public Option<string?> Query { get; } = CommonOptions.Path("--query", "Queries, .npy [B, T, H, D], float32 or float64.", "q.npy", required: true);
+    public Option<string?> Query { get; } = CommonOptions.Path("--query", "Queries, .npy [B, T, H, D], float16, float32 or float64.", "q.npy", required: true);
 
     public Option<string?> Key { get; } = CommonOptions.Path("--key", "Keys, .npy [B, S, Hk, D]; Hk divides H.", "k.npy", required: true);
 
     public Option<string?> Value { get; } = CommonOptions.Path("--value", "Values, .npy [B, S, Hk, Dv].", "v.npy", required: true);
 
-    public Option<string?> Output { get; } = CommonOptions.Path("--output", "Receives the outputs, .npy [B, T, H, Dv], float32.", "o.npy", required: true);
+    public Option<string?> Output { get; } = CommonOptions.Path(
+        "--output", "Receives the outputs, .npy [B, T, H, Dv], float16 with --storage float16, else float32.", "o.npy", required: true);
 
     public Option<string?> Features { get; } =
         CommonOptions.Choice("--features", "The feature map; softmax is exact attention.", FeatureKind.All, FeatureKind.FavorPlus);
@@ -53,19 +54,19 @@ internal sealed class AttendOptions
 
     public Option<bool> NoNormalize { get; } = new("--no-normalize") { Description = "Return the weighted sums without dividing by the sum of the weights." };
 
-    public Option<int[]?> KeyLengths { get; } = CommonOptions.Numbers(
-        "--key-lengths", "Keys that take part in each sequence. Not supported yet.", "3,7,0", 0, int.MaxValue);
+    public Option<int> CausalBlock { get; } = CommonOptions.Number(
+        "--causal-block", "With --causal, tokens in a block: a query sees all of its own block too.", 1, int.MaxValue, 1);
 
-    public Option<string?> KeyMask { get; } =
-        CommonOptions.Path("--key-mask", "Keys that take part, .npy [B, S], uint8 or bool. Not supported yet.", "mask.npy");
+    public Option<string?> Storage { get; } = CommonOptions.Choice(
+        "--storage", "What tensors are converted to before the call; sums are float32 throughout.", AttendTensors.Storages, AttendTensors.Storages[0]);
 
-    public Option<int[]?> CuSeqlens { get; } = CommonOptions.Numbers(
-        "--cu-seqlens", "Where packed sequences start and end. Not supported yet.", "0,1,4,9", 0, int.MaxValue,
-        objection: offsets => offsets[0] == 0 && offsets.Order().SequenceEqual(offsets) ? null : "starts at 0 and never falls");
+    public LayoutOptions Layout { get; } = new();
 
-    public Option<string?> InitialState { get; } = CommonOptions.Path("--initial-state", "What the sequences had seen before, .npz.", "s.npz");
+    public Option<string?> InitialState { get; } = CommonOptions.Path(
+        "--initial-state", "What the sequences had seen before: .state, which is checked, or .npz.", "s.state");
 
-    public Option<string?> FinalState { get; } = CommonOptions.Path("--final-state", "Receives what they have seen after, .npz.", "s.npz");
+    public Option<string?> FinalState { get; } = CommonOptions.Path(
+        "--final-state", "Receives what they have seen after, as .state or, named otherwise, .npz.", "s.state");
 
     public Option<string?> OutputGradient { get; } =
         CommonOptions.Path("--output-gradient", "The loss's gradient at the output, .npy. Not supported yet.", "do.npy");
@@ -83,9 +84,6 @@ internal sealed class AttendOptions
     /// <summary>What is parsed but not carried out, with what is missing.</summary>
     public IReadOnlyList<(Option Option, string Missing)> Later =>
     [
-        (KeyLengths, "sequences of different lengths in one batch"),
-        (KeyMask, "a mask over keys"),
-        (CuSeqlens, "packed sequences"),
         (OutputGradient, "the backward pass"),
         (QueryGradient, "the backward pass"),
         (KeyGradient, "the backward pass"),
@@ -96,10 +94,11 @@ internal sealed class AttendOptions
     {
         Option[] options =
         [
-            Query, Key, Value, Output, Features, Projection, NumFeatures, Seed, OrthoScaling, FeatureEpsilon, Compat, Causal, Scale, NoNormalize,
-            KeyLengths, KeyMask, CuSeqlens, InitialState, FinalState, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Json,
+            Query, Key, Value, Output, Features, Projection, NumFeatures, Seed, OrthoScaling, FeatureEpsilon, Compat, Causal, CausalBlock, Scale, NoNormalize,
+            Storage, InitialState, FinalState, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Json,
         ];
         Array.ForEach(options, command.Options.Add);
+        Layout.AddTo(command);
         Device.AddTo(command);
     }
 }

@@ -7,8 +7,19 @@ namespace Gpu.Attention.Cli.Files;
 /// <summary>The element types that are read.</summary>
 internal enum NpyType
 {
+    Half,
     Single,
     Double,
+
+    /// <summary>A byte that is 0 or 1, of bool or uint8.</summary>
+    Flag,
+}
+
+/// <summary>What an array is read for, which decides the element types that it may have.</summary>
+internal enum NpyContent
+{
+    Numbers,
+    Mask,
 }
 
 /// <summary>What the header of an <c>.npy</c> stream declares.</summary>
@@ -17,15 +28,21 @@ internal sealed record NpyHeader(NpyType Type, bool IsBigEndian, int[] Shape, lo
     private const int MaxHeaderLength = 1 << 16;
     private const int MaxRank = 32;
 
-    public int ElementBytes => Type == NpyType.Double ? sizeof(double) : sizeof(float);
+    public int ElementBytes => Type switch
+    {
+        NpyType.Flag => 1,
+        NpyType.Half => 2,
+        NpyType.Single => sizeof(float),
+        _ => sizeof(double),
+    };
 
     public long DataBytes => Elements * ElementBytes;
 
     private static ReadOnlySpan<byte> Magic => [0x93, (byte)'N', (byte)'U', (byte)'M', (byte)'P', (byte)'Y'];
 
     /// <summary>Reads the header and leaves the stream at the first element.</summary>
-    /// <exception cref="InvalidDataException">The stream does not start with a header of numbers that can be read.</exception>
-    public static NpyHeader Read(Stream stream, string name)
+    /// <exception cref="InvalidDataException">The stream does not start with a header of such an array.</exception>
+    public static NpyHeader Read(Stream stream, string name, NpyContent content = NpyContent.Numbers)
     {
         Span<byte> prefix = stackalloc byte[8];
         Fill(stream, prefix, name);
@@ -51,11 +68,11 @@ internal sealed record NpyHeader(NpyType Type, bool IsBigEndian, int[] Shape, lo
 
         byte[] text = new byte[length];
         Fill(stream, text, name);
-        return Parse((major == 3 ? Encoding.UTF8 : Encoding.Latin1).GetString(text), name);
+        return Parse((major == 3 ? Encoding.UTF8 : Encoding.Latin1).GetString(text), name, content);
     }
 
-    /// <summary>A version 1.0 header of little-endian float32, padded so that the elements start at a multiple of 64.</summary>
-    public static byte[] ForSingle(ReadOnlySpan<int> shape)
+    /// <summary>A version 1.0 header, padded so that the elements start at a multiple of 64.</summary>
+    public static byte[] For(string descriptor, ReadOnlySpan<int> shape)
     {
         const int PrefixLength = 10;
         const int Alignment = 64;
@@ -70,7 +87,7 @@ internal sealed record NpyHeader(NpyType Type, bool IsBigEndian, int[] Shape, lo
             tuple.Length -= shape.Length == 1 ? 1 : 2;
         }
 
-        string text = $"{{'descr': '<f4', 'fortran_order': False, 'shape': {tuple}), }}";
+        string text = $"{{'descr': '{descriptor}', 'fortran_order': False, 'shape': {tuple}), }}";
         int total = (PrefixLength + text.Length + 1 + Alignment - 1) / Alignment * Alignment;
         byte[] header = new byte[total];
         Magic.CopyTo(header);
@@ -82,11 +99,11 @@ internal sealed record NpyHeader(NpyType Type, bool IsBigEndian, int[] Shape, lo
 
     public static string Describe(ReadOnlySpan<int> shape) => $"[{string.Join(", ", shape.ToArray())}]";
 
-    private static NpyHeader Parse(string text, string name)
+    private static NpyHeader Parse(string text, string name, NpyContent content)
     {
         var parser = new NpyHeaderParser(text, name);
         (string descriptor, bool fortranOrder, int[] shape) = parser.Parse();
-        (NpyType type, bool isBigEndian) = ParseType(descriptor, name);
+        (NpyType type, bool isBigEndian) = ParseType(descriptor, name, content);
         if (fortranOrder)
         {
             throw new InvalidDataException($"{name}: the array is in Fortran order; save it in C order (numpy.ascontiguousarray).");
@@ -109,25 +126,29 @@ internal sealed record NpyHeader(NpyType Type, bool IsBigEndian, int[] Shape, lo
             : new NpyHeader(type, isBigEndian, shape, (long)elements);
     }
 
-    private static (NpyType Type, bool IsBigEndian) ParseType(string descriptor, string name)
+    private static (NpyType Type, bool IsBigEndian) ParseType(string descriptor, string name, NpyContent content)
     {
         bool isBigEndian = descriptor.StartsWith('>');
         string kind = descriptor.TrimStart('<', '>', '=', '|');
         return descriptor.Length - kind.Length > 1
-            ? throw UnknownType(descriptor, name)
-            : kind switch
+            ? throw UnknownType(descriptor, name, content)
+            : (content, kind) switch
             {
-                "f4" => (NpyType.Single, isBigEndian),
-                "f8" => (NpyType.Double, isBigEndian),
-                _ => throw UnknownType(descriptor, name),
+                (NpyContent.Numbers, "f2") => (NpyType.Half, isBigEndian),
+                (NpyContent.Numbers, "f4") => (NpyType.Single, isBigEndian),
+                (NpyContent.Numbers, "f8") => (NpyType.Double, isBigEndian),
+                (NpyContent.Mask, "b1" or "u1") => (NpyType.Flag, isBigEndian),
+                _ => throw UnknownType(descriptor, name, content),
             };
     }
 
-    private static InvalidDataException UnknownType(string descriptor, string name)
+    private static InvalidDataException UnknownType(string descriptor, string name, NpyContent content)
     {
         string known = descriptor.TrimStart('<', '>', '=', '|') switch
         {
             "f2" => "float16 ",
+            "f4" => "float32 ",
+            "f8" => "float64 ",
             "c8" => "complex64 ",
             "c16" => "complex128 ",
             "i1" => "int8 ",
@@ -142,8 +163,9 @@ internal sealed record NpyHeader(NpyType Type, bool IsBigEndian, int[] Shape, lo
             "O" => "Python objects ",
             _ => "",
         };
-        return new InvalidDataException(
-            $"{name}: the elements are {known}('{Shorten(descriptor)}'); float32 ('<f4') and float64 ('<f8') are accepted.");
+        string accepted = content == NpyContent.Mask
+            ? "a mask has bool ('|b1') or uint8 ('|u1')" : "float16 ('<f2'), float32 ('<f4') and float64 ('<f8') are accepted";
+        return new InvalidDataException($"{name}: the elements are {known}('{Shorten(descriptor)}'); {accepted}.");
     }
 
     private static string Shorten(string text) => text.Length <= 32 ? text : text[..32] + "…";

@@ -1,11 +1,44 @@
 namespace Gpu.Attention.Cli.Files;
 
 /// <summary>
-/// An <see cref="AttentionState"/> as an <c>.npz</c>: <c>S [N, H, r, dv]</c>, <c>z [N, H, r]</c> and, for the exponential family, <c>c [N, H, r]</c>.
+/// An <see cref="AttentionState"/> as a file. Named <c>.state</c> it is the library's own, which knows its feature map and is checked; else an
+/// <c>.npz</c>: <c>S [N, H, r, dv]</c>, <c>z [N, H, r]</c> and, for the exponential family, <c>c [N, H, r]</c>.
 /// </summary>
 internal static class StateFile
 {
-    /// <summary>Reads a state over one of the sizes that the problem needs.</summary>
+    private const string Checked = ".state";
+
+    /// <summary>Reads a state of one operator, of the sizes that the problem needs.</summary>
+    /// <param name="path">The file.</param>
+    /// <param name="attention">The operator.</param>
+    /// <param name="sequences">N.</param>
+    /// <param name="shape">The problem's sizes.</param>
+    /// <exception cref="InvalidDataException">The file is not a state, or one of other sizes or of other features; the message names the file and says why.</exception>
+    public static AttentionState Read(string path, LinearAttention attention, int sequences, AttentionShape shape)
+    {
+        AttentionState needed = attention.CreateState(sequences, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
+        if (!IsChecked(path))
+        {
+            Read(path, needed);
+            return needed;
+        }
+
+        using FileStream stream = File.OpenRead(path);
+        AttentionState state;
+        try
+        {
+            state = attention.LoadState(stream, shape.KeyDimension);
+        }
+        catch (InvalidDataException e)
+        {
+            throw new InvalidDataException($"{path}: {e.Message}", e);
+        }
+
+        return Sizes(state) == Sizes(needed) ? state
+            : throw new InvalidDataException($"{path}: the state is [{Sizes(state)}] where [{Sizes(needed)}] is needed.");
+    }
+
+    /// <summary>Reads an archive over a state of the sizes that the problem needs.</summary>
     /// <exception cref="InvalidDataException">The file is not a state, or one of other sizes or of another family.</exception>
     public static void Read(string path, AttentionState state)
     {
@@ -26,6 +59,21 @@ internal static class StateFile
         }
     }
 
+    /// <summary>Writes a state in the format that a path's ending stands for.</summary>
+    /// <exception cref="InvalidOperationException">The format is the library's own, and the state holds a number that it refuses.</exception>
+    public static void Write(string path, Stream stream, AttentionState state, CancellationToken cancellationToken)
+    {
+        if (IsChecked(path))
+        {
+            state.Save(stream);
+        }
+        else
+        {
+            Write(stream, state, cancellationToken);
+        }
+    }
+
+    /// <summary>Writes an archive.</summary>
     public static void Write(Stream stream, AttentionState state, CancellationToken cancellationToken)
     {
         int[] rows = [state.Sequences, state.Heads, state.FeatureDimension];
@@ -40,4 +88,8 @@ internal static class StateFile
             NpzFile.Write(stream, cancellationToken, sums, normalizers);
         }
     }
+
+    private static bool IsChecked(string path) => Path.GetExtension(path).Equals(Checked, StringComparison.OrdinalIgnoreCase);
+
+    private static string Sizes(AttentionState state) => $"{state.Sequences}, {state.Heads}, {state.FeatureDimension}, {state.ValueDimension}";
 }
