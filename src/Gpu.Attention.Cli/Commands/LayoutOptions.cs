@@ -41,7 +41,7 @@ internal sealed class LayoutOptions
 
         RequireWith(parsed, _padding, _keyLengths);
         RequireWith(parsed, _cuSeqlensKey, _cuSeqlens);
-        if (parsed.GetValue(_cuSeqlensKey) is { } keys && parsed.GetValue(_cuSeqlens) is { } queries && keys.Length != queries.Length)
+        if (Numbers(parsed, _cuSeqlensKey) is { } keys && Numbers(parsed, _cuSeqlens) is { } queries && keys.Length != queries.Length)
         {
             throw new UsageException(
                 $"{_cuSeqlens.Name} has {queries.Length} offsets and {_cuSeqlensKey.Name} {keys.Length}; both have one more than there are sequences.");
@@ -58,7 +58,7 @@ internal sealed class LayoutOptions
             return SequenceLayout.FromKeyMask(shape.Batch, shape.KeyLength, NpyFile.ReadMask(path, shape.Batch, shape.KeyLength));
         }
 
-        if (parsed.GetValue(_keyLengths) is { } lengths)
+        if (Numbers(parsed, _keyLengths) is { } lengths)
         {
             PaddingSide padding = parsed.GetValue(_padding) == "left" ? PaddingSide.Left : PaddingSide.Right;
             return lengths.Length != shape.Batch ? throw new ArgumentException($"{_keyLengths.Name} has {lengths.Length} lengths for B = {shape.Batch} sequences.")
@@ -66,12 +66,12 @@ internal sealed class LayoutOptions
                 : SequenceLayout.FromKeyLengths(lengths, shape.KeyLength, padding);
         }
 
-        if (parsed.GetValue(_cuSeqlens) is not { } queries)
+        if (Numbers(parsed, _cuSeqlens) is not { } queries)
         {
             return null;
         }
 
-        int[] keys = parsed.GetValue(_cuSeqlensKey) ?? queries;
+        int[] keys = Numbers(parsed, _cuSeqlensKey) ?? queries;
         return shape.Batch != 1 ? throw new ArgumentException($"{_cuSeqlens.Name}: packed sequences stand in tensors of batch 1, not {shape.Batch}.")
             : queries[^1] != shape.QueryLength ? throw new ArgumentException($"{_cuSeqlens.Name} ends at {queries[^1]}, but there are T = {shape.QueryLength} queries.")
             : keys[^1] == shape.KeyLength ? SequenceLayout.FromCuSeqlens(queries, keys)
@@ -83,6 +83,9 @@ internal sealed class LayoutOptions
     private static Option<int[]?> Offsets(string name, string description) => CommonOptions.Numbers(
         name, description, "0,1,4,9", 0, int.MaxValue,
         objection: offsets => offsets[0] == 0 && offsets.Order().SequenceEqual(offsets) ? null : "starts at 0 and never falls");
+
+    // Of an option that was not given the parser makes an array of no numbers.
+    private static int[]? Numbers(ParseResult parsed, Option<int[]?> option) => parsed.IsGiven(option) ? parsed.GetValue(option) : null;
 
     private static void RequireWith(ParseResult parsed, Option option, Option other)
     {
