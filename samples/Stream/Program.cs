@@ -6,7 +6,7 @@ const int QuickTokens = 4_096;
 var tokens = new Option<int?>("--tokens") { Description = $"Tokens of the stream; {new StreamOptions().Tokens} when left out" };
 var device = new Option<string>("--device")
 {
-    Description = "Where to run: cpu, cuda, opencl, simulator, or auto for the best of them",
+    Description = "Where to run: cpu, cuda, opencl, or auto for the best of them",
     DefaultValueFactory = _ => new StreamOptions().Device,
 };
 var output = new Option<string>("--output") { Description = "The folder of the pictures", DefaultValueFactory = _ => new StreamOptions().Output };

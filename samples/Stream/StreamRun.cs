@@ -18,9 +18,9 @@ internal sealed class StreamRun(StreamOptions options, TextWriter output)
     public const string TimeFile = "time-per-token.svg";
     public const string MemoryFile = "memory.svg";
 
-    // Sums of n terms, added one at a time, err by about √n · 2⁻²⁴ of themselves, and features, quotient and result by up to 19 · 2⁻²⁴ (a weight of FAVOR+ is the
-    // exponential of a sum of terms up to about 15), on either side. Four times that is the limit, as a share of the largest element of an output. A token that
-    // is forgotten, or seen twice, changes it by about 1/√n.
+    // Sums of n terms, added one at a time, err by about √n · 2⁻²⁴ of themselves, and features, quotient and result by up to 19 · 2⁻²⁴ (a weight of
+    // FAVOR+ is the exponential of a sum of terms up to about 15), on either side. Four times that is the limit, as a share of the largest element of
+    // an output. A token that is forgotten, or seen twice, changes it by about 1/√n.
     private const float Unit = 1f / (1 << 24);
     private const float Margin = 4;
     private const float Roundings = 2 * 19;
@@ -55,8 +55,10 @@ internal sealed class StreamRun(StreamOptions options, TextWriter output)
 
         isRight &= CheckOutputs(exact, ExactDecoder.AttendAtOnce(device, Tokens, positions));
         Directory.CreateDirectory(options.Output);
-        Save(TimeFile, Chart("Time of a token against its position", new Axis("time", AxisScale.Logarithmic) { Format = TickFormat.Seconds }, all, c => c.Seconds));
-        Save(MemoryFile, Chart("What is kept of the stream", new Axis("bytes", AxisScale.Logarithmic) { Format = TickFormat.Count }, all, c => c.Bytes));
+        var time = new Axis("time", AxisScale.Logarithmic) { Format = TickFormat.Seconds };
+        var memory = new Axis("bytes", AxisScale.Logarithmic) { Format = TickFormat.Count };
+        Save(TimeFile, Chart("Time of a token against its position", time, all, c => c.Seconds));
+        Save(MemoryFile, Chart("What is kept of the stream", memory, all, c => c.Bytes));
         output.WriteLine(isRight ? "Everything is as it should be." : "Something is wrong.");
         return new StreamResults(linear, exact, isRight);
     }
@@ -134,8 +136,8 @@ internal sealed class StreamRun(StreamOptions options, TextWriter output)
 
         return Say(
             worst <= 1,
-            $"{curve.Name}: outputs at {expected.Count} positions up to {Count(curve.Costs[expected.Count - 1].Position)} are those of causal attention over the prefix; the worst is off by " +
-            $"{worst.ToString("0.000", CultureInfo.InvariantCulture)} of the limit");
+            $"{curve.Name}: outputs at {expected.Count} positions up to {Count(curve.Costs[expected.Count - 1].Position)} are those of causal attention over " +
+            $"the prefix; the worst is off by {worst.ToString("0.000", CultureInfo.InvariantCulture)} of the limit");
     }
 
     private bool CheckBatch(ComputeDevice device, LinearDecoder decoder)
@@ -144,8 +146,8 @@ internal sealed class StreamRun(StreamOptions options, TextWriter output)
         bool isRight = ContinuousBatch.IsAsAlone(attention, out IReadOnlyList<Participant> participants);
         return Say(
             isRight,
-            $"{decoder.Name}: {participants.Count} streams, one leaving and one joining a running batch, decode {participants.Sum(p => p.Decoded)} tokens to the " +
-            "bits that each has alone");
+            $"{decoder.Name}: {participants.Count} streams, one leaving and one joining a running batch, decode {participants.Sum(p => p.Decoded)} tokens to " +
+            "the bits that each has alone");
     }
 
     private bool Say(bool isRight, string claim)

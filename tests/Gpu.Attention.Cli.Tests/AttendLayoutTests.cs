@@ -4,7 +4,9 @@ using Xunit;
 
 namespace Gpu.Attention.Cli.Tests;
 
-/// <summary><c>attend</c> with masks, sequences of different lengths, packed ones and causal blocks: what the operator itself makes of them, bit for bit.</summary>
+/// <summary>
+/// <c>attend</c> with masks, sequences of different lengths, packed ones and causal blocks: what the operator itself makes of them, bit for bit.
+/// </summary>
 public sealed class AttendLayoutTests
 {
     private static readonly AttentionShape Padded = new(2, 21, 21, 4, 2, 8, 5);
@@ -97,7 +99,8 @@ public sealed class AttendLayoutTests
     [
         "--key-mask", problem.Folder.WriteBytes(
             "mask.npy",
-            NpyBytes.Make($"{{'descr': '|{(isByte ? 'u' : 'b')}1', 'fortran_order': False, 'shape': (2, 21), }}", Array.ConvertAll(mask, x => x ? (byte)1 : (byte)0))),
+            NpyBytes.Make(
+                $"{{'descr': '|{(isByte ? 'u' : 'b')}1', 'fortran_order': False, 'shape': (2, 21), }}", Array.ConvertAll(mask, x => x ? (byte)1 : (byte)0))),
     ];
 
     private static void AssertSame(AttentionShape shape, string features, bool causal, SequenceLayout layout, params string[] options) =>

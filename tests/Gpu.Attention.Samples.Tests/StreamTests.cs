@@ -36,7 +36,8 @@ public sealed class StreamTests(QuickStreamRun run) : IClassFixture<QuickStreamR
     {
         Assert.Equal([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024, 2_048, 4_096], curve.Positions);
         Assert.True(
-            curve.Costs[^1].Seconds < 3 * curve.Costs[0].Seconds, $"{curve.Name}: {curve.Costs[0].Seconds * 1e6} µs at the start, {curve.Costs[^1].Seconds * 1e6} at the end");
+            curve.Costs[^1].Seconds < 3 * curve.Costs[0].Seconds,
+            $"{curve.Name}: {curve.Costs[0].Seconds * 1e6} µs at the start, {curve.Costs[^1].Seconds * 1e6} at the end");
         Assert.All(curve.Costs, cost => Assert.Equal(curve.Costs[0].Bytes, cost.Bytes));
         Assert.Equal(0, curve.AllocatedBytes);
     });

@@ -219,8 +219,9 @@ internal static class AttendCommand
             return;
         }
 
+        string sequences = layout is null ? "" : $" of {layout}";
         string summary =
-            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features}{(layout is null ? "" : $" of {layout}")} on {operation.LastDevice}, {Format.Short(milliseconds)} ms, " +
+            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features}{sequences} on {operation.LastDevice}, {Format.Short(milliseconds)} ms, " +
             $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(operation.WorkspaceBytes)} workspace";
         if (AtomicFile.IsDevice(outputPath))
         {

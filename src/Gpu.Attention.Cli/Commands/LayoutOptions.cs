@@ -61,9 +61,12 @@ internal sealed class LayoutOptions
         if (Numbers(parsed, _keyLengths) is { } lengths)
         {
             PaddingSide padding = parsed.GetValue(_padding) == "left" ? PaddingSide.Left : PaddingSide.Right;
-            return lengths.Length != shape.Batch ? throw new ArgumentException($"{_keyLengths.Name} has {lengths.Length} lengths for B = {shape.Batch} sequences.")
-                : lengths.Max() > shape.KeyLength ? throw new ArgumentException($"{_keyLengths.Name} has {lengths.Max()}, more than the S = {shape.KeyLength} keys there are.")
-                : SequenceLayout.FromKeyLengths(lengths, shape.KeyLength, padding);
+            string? wrong = lengths.Length != shape.Batch ? $"{lengths.Length} lengths for B = {shape.Batch} sequences"
+                : lengths.Max() > shape.KeyLength ? $"{lengths.Max()}, more than the S = {shape.KeyLength} keys there are"
+                : null;
+            return wrong is null
+                ? SequenceLayout.FromKeyLengths(lengths, shape.KeyLength, padding)
+                : throw new ArgumentException($"{_keyLengths.Name} has {wrong}.");
         }
 
         if (Numbers(parsed, _cuSeqlens) is not { } queries)
@@ -72,12 +75,12 @@ internal sealed class LayoutOptions
         }
 
         int[] keys = Numbers(parsed, _cuSeqlensKey) ?? queries;
-        return shape.Batch != 1 ? throw new ArgumentException($"{_cuSeqlens.Name}: packed sequences stand in tensors of batch 1, not {shape.Batch}.")
-            : queries[^1] != shape.QueryLength ? throw new ArgumentException($"{_cuSeqlens.Name} ends at {queries[^1]}, but there are T = {shape.QueryLength} queries.")
-            : keys[^1] == shape.KeyLength ? SequenceLayout.FromCuSeqlens(queries, keys)
-            : throw new ArgumentException(keys == queries
-                ? $"{_cuSeqlens.Name} ends at {queries[^1]}, but there are S = {shape.KeyLength} keys: say with {_cuSeqlensKey.Name} where theirs end."
-                : $"{_cuSeqlensKey.Name} ends at {keys[^1]}, but there are S = {shape.KeyLength} keys.");
+        string? misfit = shape.Batch != 1 ? $"{_cuSeqlens.Name}: packed sequences stand in tensors of batch 1, not {shape.Batch}."
+            : queries[^1] != shape.QueryLength ? $"{_cuSeqlens.Name} ends at {queries[^1]}, but there are T = {shape.QueryLength} queries."
+            : keys[^1] == shape.KeyLength ? null
+            : keys == queries ? $"{_cuSeqlens.Name} ends at {queries[^1]}, but there are S = {shape.KeyLength} keys: say with {_cuSeqlensKey.Name} where theirs end."
+            : $"{_cuSeqlensKey.Name} ends at {keys[^1]}, but there are S = {shape.KeyLength} keys.";
+        return misfit is null ? SequenceLayout.FromCuSeqlens(queries, keys) : throw new ArgumentException(misfit);
     }
 
     private static Option<int[]?> Offsets(string name, string description) => CommonOptions.Numbers(
