@@ -5,7 +5,7 @@ internal sealed record StreamOptions
 {
     public const int FewestTokens = 16;
 
-    /// <summary>Their keys and values take 4 GiB, as many elements as arrays hold.</summary>
+    /// <summary>Their keys and values take 4 GiB.</summary>
     public const int MostTokens = 1 << 20;
 
     /// <summary>Tokens of the stream.</summary>
