@@ -160,13 +160,28 @@ internal struct ItemMap
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly int Tokens(int item, int edge)
     {
+        if (Kind == Whole)
+        {
+            return WholeTokens(item, edge);
+        }
+
         if (Kind == Staircase)
         {
             int block = Block(item);
             return block < 0 ? 0 : Tables[block + SequenceTables.BlockQueries];
         }
 
-        int left = (Kind == Whole ? Length : Tables[PlaceOf(Chain(item)) + Count]) - Token(item, edge);
+        int left = Tables[PlaceOf(Chain(item)) + Count] - Token(item, edge);
+        return left < edge ? left : edge;
+    }
+
+    /// <summary><see cref="Tokens"/> where sequences fill their rows of the batch.</summary>
+    /// <param name="item">An item.</param>
+    /// <param name="edge">Tokens in a chunk.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly int WholeTokens(int item, int edge)
+    {
+        int left = Length - Token(item, edge);
         return left < edge ? left : edge;
     }
 
@@ -184,18 +199,29 @@ internal struct ItemMap
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public readonly long Row(KernelTensor tensor, int item, int member, int edge)
     {
-        int chain = FirstChain + Chain(item);
-        int head = (chain % KeyHeads * HeadGroup) + member;
         if (Kind == Whole)
         {
-            return tensor.Row(chain / KeyHeads, Token(item, edge), head);
+            return WholeRow(tensor, item, member, edge);
         }
 
+        int head = ((FirstChain + Chain(item)) % KeyHeads * HeadGroup) + member;
         int place = PlaceOf(Chain(item));
         int token = Kind == Keys ? 0
             : Kind == Staircase ? Tables[Block(item) + SequenceTables.BlockFirstQuery]
             : Tables[place + SequenceTables.FirstQuery] + Token(item, edge);
         return tensor.Row(Tables[place + SequenceTables.Batch], token, head);
+    }
+
+    /// <summary><see cref="Row"/> where sequences fill their rows of the batch.</summary>
+    /// <param name="tensor">The tensor.</param>
+    /// <param name="item">An item.</param>
+    /// <param name="member">Its member.</param>
+    /// <param name="edge">Tokens in a chunk.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly long WholeRow(KernelTensor tensor, int item, int member, int edge)
+    {
+        int chain = FirstChain + Chain(item);
+        return tensor.Row(chain / KeyHeads, Token(item, edge), (chain % KeyHeads * HeadGroup) + member);
     }
 
     /// <summary>Where the tokens of an item's keys stand in the tables; negative when its tokens follow one another.</summary>

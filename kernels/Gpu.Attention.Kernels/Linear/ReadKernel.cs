@@ -82,33 +82,29 @@ internal static class ReadKernel
         ArrayView<float> elements = tile.Cast<float>();
         ArrayView<Float4> quads = arguments.Workspace.Cast<Float4>();
         PaddedSizes sizes = arguments.Sizes;
-        ItemMap items = arguments.Items;
-        if (TDirection.IsCausal)
-        {
-            // Known when this is compiled: no branch is left of it.
-            items.Kind = TDirection.IsStaircase ? ItemMap.Staircase : ItemMap.Whole;
-        }
-
         int valueTiles = sizes.PaddedValues / TTile.Edge;
         int member = Grid.IdxX / valueTiles;
         int firstValue = Grid.IdxX % valueTiles * TTile.Edge;
-        int item = member / items.HeadGroup;
+        int item = member / arguments.Items.HeadGroup;
+
+        // Known when this is compiled, and all branches with it.
+        bool isWhole = TDirection.IsCausal && !TDirection.IsStaircase;
         int row = TileProduct.Row<TTile, TBlock>();
         int column = TileProduct.Column<TTile, TBlock>();
-        int tokens = items.Tokens(item, TTile.Edge);
-        if ((TDirection.IsStaircase || !TDirection.IsCausal) && tokens <= 0)
+        int tokens = isWhole ? arguments.Items.WholeTokens(item, TTile.Edge) : arguments.Items.Tokens(item, TTile.Edge);
+        if (!isWhole && tokens <= 0)
         {
             return;
         }
 
-        int keyItem = TDirection.IsStaircase ? items.KeyItem(item) : item;
-        int state = arguments.StatePerItem != 0 ? keyItem : items.Chain(item);
+        int keyItem = TDirection.IsStaircase ? arguments.Items.KeyItem(item) : item;
+        int state = arguments.StatePerItem != 0 ? keyItem : arguments.Items.Chain(item);
         if (TDirection.IsStaircase)
         {
             // Rows that are not there see what the last one sees, so that the numbers never fall.
             for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
             {
-                seen[token] = items.Seen(item, token < tokens ? token : tokens - 1, TTile.Edge);
+                seen[token] = arguments.Items.Seen(item, token < tokens ? token : tokens - 1, TTile.Edge);
             }
         }
 
@@ -236,7 +232,10 @@ internal static class ReadKernel
         }
 
         Group.Barrier();
-        long target = items.Row(arguments.Output, item, member % items.HeadGroup, TTile.Edge) + firstValue;
+        int head = member % arguments.Items.HeadGroup;
+        long target = isWhole
+            ? arguments.Items.WholeRow(arguments.Output, item, head, TTile.Edge) : arguments.Items.Row(arguments.Output, item, head, TTile.Edge);
+        target += firstValue;
         int width = sizes.Values - firstValue;
         for (int i = Group.IdxX; i < tokens * TTile.Edge; i += Group.DimX)
         {
