@@ -29,8 +29,9 @@ internal abstract class WorkspacePlan
         Chains = checked(problem.Sequences * shape.KeyHeads);
         KeyChunks = Sequences?.MaxKeyChunks ?? Chunks(shape.KeyLength, chunk);
 
-        // Causal linear attention takes queries in blocks, of which there are no fewer than chunks.
-        QueryChunks = Sequences?.MaxBlocks ?? Chunks(shape.QueryLength, chunk);
+        QueryChunks = Sequences is null ? Chunks(shape.QueryLength, chunk)
+            : problem.Features is null ? Chunks(Sequences.MaxQueries, chunk)
+            : Sequences.MaxBlocks;
     }
 
     /// <summary>Whose the tokens are, and which keys take part; null when sequences fill their rows of the batch.</summary>
@@ -51,7 +52,7 @@ internal abstract class WorkspacePlan
     /// <summary>Chunks of keys, of the sequence that has most.</summary>
     public int KeyChunks { get; }
 
-    /// <summary>Chunks of queries, or blocks of them where they are read so, of the sequence that has most.</summary>
+    /// <summary>Chunks of queries, or in linear attention with a plan its blocks of them, of the sequence that has most.</summary>
     public int QueryChunks { get; }
 
     /// <summary>The workspace's bytes, what rounding up its start may take included.</summary>
