@@ -258,10 +258,11 @@ public abstract partial class EngineLaws
         const int Width = 64;
         float[] all = StoredTensor.Read(
             System.Runtime.InteropServices.MemoryMarshal.Cast<ushort, float>(Enumerable.Range(0, 1 << 16).Select(i => (ushort)i).ToArray()), 1 << 16, storage);
-        int rows = Math.Min(all.Length / Width, Limit(1024));
-        for (int first = 0; first < all.Length / Width; first += rows)
+        int most = Limit(all.Length / Width);
+        for (int first = 0; first < all.Length / Width; first += most)
         {
             // One key a sequence, and so every output is its value.
+            int rows = Math.Min(most, (all.Length / Width) - first);
             var shape = new AttentionShape(rows, 1, 1, 1, 1, 1, Width);
             AttentionProblem problem = Maps.Problem("elu", shape, causal: false) with { Storage = storage };
             float[] v = all[(first * Width)..((first + rows) * Width)];

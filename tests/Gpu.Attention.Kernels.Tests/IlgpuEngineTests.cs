@@ -139,6 +139,45 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
         RequireAgreement(Engine, problem, 79);
     }
 
+    [Fact]
+    public void Plans_of_the_layouts_that_were_used_last_are_kept()
+    {
+        var shape = new AttentionShape(2, 70, 1, 8);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 80);
+        AttentionProblem problem = Maps.Problem("elu", shape, causal: true);
+        using var engine = new IlgpuEngine(TestAccelerators.SharedOpenCL());
+        EngineRun.Forward(engine, Memory, problem, q, k, v);
+        long forms = engine.LiveBytes;
+        long plan = 0;
+        for (int used = 1; used <= 20; used++)
+        {
+            problem = problem with { Layout = SequenceLayout.FromKeyLengths([35, 70], 70) };
+            EngineRun.Forward(engine, Memory, problem, q, k, v);
+            EngineRun.Forward(engine, Memory, problem, q, k, v);
+            plan = used == 1 ? engine.LiveBytes - forms : plan;
+            Assert.InRange(plan, 1, 10_000);
+            Assert.Equal(forms + (Math.Min(used, 16) * plan), engine.LiveBytes);
+        }
+    }
+
+    [Theory]
+    [InlineData(ElementType.Single, ElementType.Half)]
+    [InlineData(ElementType.Half, ElementType.BFloat16)]
+    [InlineData(ElementType.BFloat16, ElementType.Single)]
+    public void Tensors_that_are_stored_otherwise_than_the_problem_says_are_refused(ElementType storage, ElementType given)
+    {
+        AttentionProblem problem = Maps.Problem("elu", new AttentionShape(1, 1, 1, 8), causal: true) with { Storage = storage };
+        using PlacedBuffer memory = Memory.Place(new PoisonedBuffer(8, misalignment: 1));
+        using PlacedBuffer workspace = Memory.Place(new PoisonedBuffer(Engine.WorkspaceBytes(problem) / sizeof(float), misalignment: 1));
+        TensorBuffer right = TensorBuffer.Dense(memory.Region with { Type = storage }, 1, 1, 8);
+        TensorBuffer wrong = right with { Memory = memory.Region with { Type = given } };
+        var buffers = new AttentionBuffers { Query = right, Key = right, Value = right, Output = right, Workspace = workspace.Region };
+        foreach (AttentionBuffers refused in new[] { buffers with { Query = wrong }, buffers with { Key = wrong }, buffers with { Value = wrong }, buffers with { Output = wrong } })
+        {
+            Assert.Contains($"{given}", Assert.Throws<ArgumentException>("buffers", () => Engine.Forward(problem, refused)).Message, StringComparison.Ordinal);
+        }
+    }
+
     // Small tiles, so that as many items as groups fit into memory.
     [Theory]
     [InlineData(true, 3)]

@@ -15,8 +15,9 @@ internal static class PtxCode
     public static Dictionary<string, MethodInfo> Instantiations { get; } = (
         from tiling in new[] { Tiling.Chunk64Block8, Tiling.Chunk64Block4 }
         from causal in new[] { false, true }
-        from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal)!.Methods)
-            .Concat(SoftmaxEntryPoints.For(tiling, causal).Methods)
+        from isPlanned in new[] { false, true }
+        from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal, isPlanned)!.Methods)
+            .Concat(SoftmaxEntryPoints.For(tiling, causal, isPlanned).Methods)
         select method).DistinctBy(NameOf).ToDictionary(NameOf);
 
     /// <summary>Compiles a kernel.</summary>

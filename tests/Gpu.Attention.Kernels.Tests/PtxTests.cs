@@ -57,7 +57,7 @@ public sealed partial class PtxTests
             Type[] arguments = method.GetGenericArguments();
             int products = method.DeclaringType == typeof(QueryKernel) ? 1
                 : method.DeclaringType == typeof(KeyKernel) || method.DeclaringType == typeof(SoftmaxKernel) ? 2
-                : arguments.Contains(typeof(CausalDirection)) ? 2 : 1;
+                : arguments.Contains(typeof(BothDirections)) ? 1 : 2;
             RequireTightProducts(ptx, arguments.Contains(typeof(Block8)) ? 8 : 4, products);
         }
     }

@@ -39,19 +39,23 @@ internal static class BufferViews
     /// <param name="buffer">The tensor.</param>
     /// <param name="name">Its name in messages.</param>
     /// <param name="elements">Its elements; with none the buffer may be empty.</param>
+    /// <param name="storage">How they are stored.</param>
     /// <param name="empty">What an empty tensor is a view of: a kernel's view must be one, used or not.</param>
-    /// <exception cref="ArgumentException">It is no memory of the accelerator.</exception>
-    public static KernelTensor Tensor(Accelerator accelerator, TensorBuffer buffer, string name, long elements, ArrayView<float> empty)
+    /// <exception cref="ArgumentException">It is no memory of the accelerator, or stored otherwise.</exception>
+    public static KernelTensor Tensor(
+        Accelerator accelerator, TensorBuffer buffer, string name, long elements, ElementType storage, ArrayView<float> empty)
     {
         if (elements == 0)
         {
-            return new KernelTensor { Elements = empty };
+            return new KernelTensor { Elements = empty, Halves = empty.Cast<ushort>() };
         }
 
-        ArrayView<float> view = View(accelerator, buffer.Memory, name, out long start);
+        MemoryBuffer owner = Owner(accelerator, buffer.Memory, name, storage, out long start);
         return new KernelTensor
         {
-            Elements = view,
+            Elements = View<float>(owner),
+            Halves = View<ushort>(owner),
+            Type = (int)storage,
             Start = start,
             BatchStride = buffer.BatchStride,
             TokenStride = buffer.TokenStride,
@@ -59,27 +63,36 @@ internal static class BufferViews
         };
     }
 
-    /// <summary>The allocation that a region lies in, whole: kernels take views to be aligned as allocations are.</summary>
+    /// <summary>The allocation that a region of float32 lies in, whole: kernels take views to be aligned as allocations are.</summary>
     /// <param name="accelerator">The accelerator.</param>
     /// <param name="region">The region.</param>
     /// <param name="name">Its name in messages.</param>
     /// <param name="start">The element that the region begins at.</param>
-    /// <exception cref="ArgumentException">It is no memory of the accelerator.</exception>
+    /// <exception cref="ArgumentException">It is no memory of the accelerator, or no float32.</exception>
     public static ArrayView<float> View(Accelerator accelerator, MemoryRegion region, string name, out long start)
+    {
+        return View<float>(Owner(accelerator, region, name, ElementType.Single, out start));
+    }
+
+    // Not by AsArrayView, which wants the type that the buffer was allocated as: a caller's view may be cast from another.
+    private static ArrayView<T> View<T>(MemoryBuffer buffer)
+        where T : unmanaged => new(buffer, 0, buffer.LengthInBytes / Interop.SizeOf<T>());
+
+    private static MemoryBuffer Owner(Accelerator accelerator, MemoryRegion region, string name, ElementType type, out long start)
     {
         if (region.Owner is not MemoryBuffer buffer || buffer.Accelerator != accelerator)
         {
             throw new ArgumentException($"The {name} is not in memory of {accelerator.Name}.", BuffersParameter);
         }
 
-        long floats = buffer.LengthInBytes / sizeof(float);
-        (start, long rest) = Math.DivRem(region.Address, sizeof(float));
-        if (region.Type != ElementType.Single || rest != 0 || start < 0 || region.Length > floats - start)
+        long elements = buffer.LengthInBytes / type.Size();
+        (start, long rest) = Math.DivRem(region.Address, type.Size());
+        if (region.Type != type || rest != 0 || start < 0 || region.Length > elements - start)
         {
-            throw new ArgumentException($"The {name} is not {region.Length} float32 elements within its buffer of {buffer.LengthInBytes} bytes.", BuffersParameter);
+            throw new ArgumentException(
+                $"The {name}, {region.Length} elements of {region.Type}, is not {type} within its buffer of {buffer.LengthInBytes} bytes.", BuffersParameter);
         }
 
-        // Not by AsArrayView, which wants the type that the buffer was allocated as: a caller's view may be cast from another.
-        return new ArrayView<float>(buffer, 0, floats);
+        return buffer;
     }
 }

@@ -38,6 +38,9 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     /// <summary>Forms that are kept on the device; a program has a few, each with an operator of its own.</summary>
     private const int MaxForms = 64;
 
+    /// <summary>Plans of sequence layouts that are kept on the device: those of the batches that are worked on.</summary>
+    private const int MaxPlans = 16;
+
     /// <summary>Groups a multiprocessor that hide latency: a chunk is a group or several in each of its kernels.</summary>
     private const int ItemsPerMultiprocessor = 8;
 
@@ -51,8 +54,8 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     private readonly int _chunk;
     private readonly int _blockItems;
     private readonly Action<LinearStage>? _launched;
-    private readonly Dictionary<FeatureForm, UploadedForm> _forms = new(ReferenceEqualityComparer.Instance);
-    private long _formUses;
+    private readonly UploadCache<FeatureForm, UploadedForm> _forms;
+    private readonly UploadCache<SequencePlan, UploadedPlan> _plans;
     private bool _disposed;
 
     /// <summary>Creates an engine. Kernels are compiled when first needed.</summary>
@@ -80,19 +83,21 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         ArgumentOutOfRangeException.ThrowIfNegative(options.BlockItems, nameof(options));
         _blockItems = options.BlockItems > 0 ? options.BlockItems : ItemsPerMultiprocessor * accelerator.NumMultiprocessors;
         _launched = options.Launched;
+        _forms = new UploadCache<FeatureForm, UploadedForm>(_stream, MaxForms, form => new UploadedForm(_accelerator, _stream, form, _chunk));
+        _plans = new UploadCache<SequencePlan, UploadedPlan>(_stream, MaxPlans, plan => new UploadedPlan(_accelerator, _stream, plan));
     }
 
     /// <inheritdoc/>
     public string Name => $"{_accelerator.AcceleratorType}, {_accelerator.Name}";
 
-    /// <summary>Device memory that the engine itself holds: forms.</summary>
+    /// <summary>Device memory that the engine itself holds: forms, and plans of sequence layouts.</summary>
     public long LiveBytes
     {
         get
         {
             lock (_lock)
             {
-                return _forms.Values.Sum(form => form.Bytes);
+                return _forms.Bytes + _plans.Bytes;
             }
         }
     }
@@ -104,14 +109,13 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         return problem switch
         {
             _ when problem.WhyIllPosed() is { } reason => EngineSupport.No(reason),
-            { Layout: not null } => EngineSupport.No("sequence layouts are not implemented yet"),
-            { Storage: not ElementType.Single } => EngineSupport.No($"{problem.Storage} tensors are not implemented yet; use float32"),
             { Shape.KeyDimension: > MaxInputs } =>
                 EngineSupport.No($"rows of {problem.Shape.KeyDimension} are larger than the {MaxInputs} that the kernels take"),
             { Shape.ValueDimension: > MaxValues } =>
                 EngineSupport.No($"values of {problem.Shape.ValueDimension} elements are larger than the {MaxValues} that the kernels take"),
-            { Shape: var s } when (long)s.Batch * s.Heads > int.MaxValue || (long)s.HeadGroup * s.ValueDimension > MaxElements =>
-                EngineSupport.No($"there are more heads than the kernels count: {s}"),
+            { Shape: var s } when (long)problem.Sequences * s.Heads > int.MaxValue || (long)s.HeadGroup * s.ValueDimension > MaxElements =>
+                EngineSupport.No($"there are more heads than the kernels count: {problem.Sequences} sequences of {s}"),
+            _ when SequenceTables.WhyTooLarge(problem) is { } reason => EngineSupport.No(reason),
             { Features: null, Normalize: false } => EngineSupport.No("exact softmax attention without its normaliser is not implemented"),
             { Features: null } => EngineSupport.Yes,
             { Convention: not ReferenceConvention.None, Features.Family: FeatureFamily.Exponential } =>
@@ -156,7 +160,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         lock (_lock)
         {
             ObjectDisposedException.ThrowIf(_disposed, this);
-            if (problem.Shape.Batch == 0)
+            if (problem.Sequences == 0)
             {
                 return;
             }
@@ -165,15 +169,18 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
             if (problem.Features is not { } features)
             {
                 SoftmaxPlan plan = Largest(items => new SoftmaxPlan(problem, _chunk, items), workspaceBytes);
-                new SoftmaxPass(_accelerator, _stream, problem, plan, buffers, _kernels.Softmax(_tiling, problem.Causal)).Run();
+                SoftmaxLaunchers launchers = _kernels.Softmax(_tiling, problem.Causal, plan.Sequences is not null);
+                new SoftmaxPass(_accelerator, _stream, problem, plan, buffers, UploadOf(plan), launchers).Run();
             }
             else
             {
                 // The two forms may end in different functions; the key's decide for what both have in common.
                 LinearPlan plan = Largest(items => new LinearPlan(problem, _chunk, items), workspaceBytes);
+                bool isPlanned = problem.Causal && plan.Sequences is not null;
                 new LinearPass(
-                    _accelerator, _stream, problem, plan, buffers, LaunchersOf(features.Key.Activation, problem.Causal),
-                    LaunchersOf(features.Query.Activation, problem.Causal), FormOf(features.Query), FormOf(features.Key), _launched).Run();
+                    _accelerator, _stream, problem, plan, buffers, UploadOf(plan), _kernels.Linear(_tiling, features.Key.Activation, problem.Causal, isPlanned),
+                    _kernels.Linear(_tiling, features.Query.Activation, problem.Causal, isPlanned), _forms.Of(features.Query), _forms.Of(features.Key),
+                    _launched).Run();
             }
         }
     }
@@ -196,7 +203,8 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
             if (!_disposed)
             {
                 _disposed = true;
-                FreeForms();
+                _forms.Clear();
+                _plans.Clear();
             }
         }
     }
@@ -232,43 +240,5 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         return plan;
     }
 
-    private LinearLaunchers LaunchersOf(FeatureActivation activation, bool causal) => _kernels.Linear(_tiling, activation, causal);
-
-    private UploadedForm FormOf(FeatureForm form)
-    {
-        if (!_forms.TryGetValue(form, out UploadedForm? uploaded))
-        {
-            if (_forms.Count >= MaxForms)
-            {
-                FreeLeastRecentForm();
-            }
-
-            uploaded = new UploadedForm(_accelerator, _stream, form, _chunk);
-            _forms.Add(form, uploaded);
-        }
-
-        uploaded.LastUse = ++_formUses;
-        return uploaded;
-    }
-
-    private void FreeLeastRecentForm()
-    {
-        FeatureForm oldest = _forms.MinBy(form => form.Value.LastUse).Key;
-
-        // Kernels that read it may still be running.
-        _stream.Synchronize();
-        _forms.Remove(oldest, out UploadedForm? uploaded);
-        uploaded!.Dispose();
-    }
-
-    private void FreeForms()
-    {
-        _stream.Synchronize();
-        foreach (UploadedForm form in _forms.Values)
-        {
-            form.Dispose();
-        }
-
-        _forms.Clear();
-    }
+    private UploadedPlan? UploadOf(WorkspacePlan plan) => plan.Sequences is { } sequences ? _plans.Of(sequences) : null;
 }

@@ -41,19 +41,26 @@ internal static class PackKernels
         int item = Grid.IdxX / arguments.Items.HeadGroup;
         int member = Grid.IdxX % arguments.Items.HeadGroup;
         int tokens = arguments.Items.Tokens(item, TTile.Edge);
+        if (tokens <= 0)
+        {
+            return;
+        }
+
         long rows = arguments.Items.Row(arguments.Source, item, member, TTile.Edge);
+        int gathered = arguments.Items.Gathered(item, TTile.Edge);
         long target = arguments.Target + ((long)Grid.IdxX * arguments.Sizes.PaddedInputs * TTile.Edge);
         DeviceForm form = arguments.Form;
-        ArrayView<float> x = arguments.Source.Elements;
+        KernelTensor x = arguments.Source;
         for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
         {
-            long row = rows + (token * arguments.Source.TokenStride);
-            int inputs = token < tokens ? arguments.Sizes.Inputs : 0;
+            bool isThere = token < tokens;
+            int inputs = isThere ? arguments.Sizes.Inputs : 0;
+            long row = rows + ((isThere && gathered >= 0 ? arguments.Items.Tables[gathered + token] : token) * x.TokenStride);
             float norm = 0;
             float linear = 0;
             for (int i = 0; i < inputs; i++)
             {
-                float value = x[row + i];
+                float value = x.Load(row + i);
                 if (form.Linear >= 0)
                 {
                     linear += form.Elements[form.Linear + i] * value;
@@ -64,7 +71,7 @@ internal static class PackKernels
                     value = 0;
                     for (int k = 0; k < inputs; k++)
                     {
-                        value += form.Elements[form.PreMatrix + (i * inputs) + k] * x[row + k];
+                        value += form.Elements[form.PreMatrix + (i * inputs) + k] * x.Load(row + k);
                     }
                 }
 
@@ -94,7 +101,13 @@ internal static class PackKernels
         where TTile : unmanaged, ITileSize
     {
         int tokens = arguments.Items.Tokens(Grid.IdxX, TTile.Edge);
+        if (tokens <= 0)
+        {
+            return;
+        }
+
         long rows = arguments.Items.Row(arguments.Source, Grid.IdxX, 0, TTile.Edge);
+        int gathered = arguments.Items.Gathered(Grid.IdxX, TTile.Edge);
         int width = arguments.Sizes.PaddedValues;
         long target = arguments.Target + ((long)Grid.IdxX * TTile.Edge * width);
         for (int i = Group.IdxX; i < TTile.Edge * width; i += Group.DimX)
@@ -104,7 +117,8 @@ internal static class PackKernels
             float value = 0;
             if (token < tokens && column < arguments.Sizes.Values)
             {
-                value = arguments.Source.Elements[rows + (token * arguments.Source.TokenStride) + column];
+                int at = gathered < 0 ? token : arguments.Items.Tables[gathered + token];
+                value = arguments.Source.Load(rows + (at * arguments.Source.TokenStride) + column);
             }
 
             arguments.Workspace[target + i] = value;

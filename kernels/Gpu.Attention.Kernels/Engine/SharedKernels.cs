@@ -13,8 +13,8 @@ internal sealed class SharedKernels
     private static readonly ConditionalWeakTable<Accelerator, SharedKernels> All = [];
 
     private readonly Accelerator _accelerator;
-    private readonly Dictionary<(Tiling, FeatureActivation, bool), LinearLaunchers> _linear = [];
-    private readonly Dictionary<(Tiling, bool), SoftmaxLaunchers> _softmax = [];
+    private readonly Dictionary<(Tiling, FeatureActivation, bool, bool), LinearLaunchers> _linear = [];
+    private readonly Dictionary<(Tiling, bool, bool), SoftmaxLaunchers> _softmax = [];
 
     private SharedKernels(Accelerator accelerator) => _accelerator = accelerator;
 
@@ -29,12 +29,13 @@ internal sealed class SharedKernels
     /// <param name="tiling">The tiling.</param>
     /// <param name="activation">An activation that there is device code for.</param>
     /// <param name="causal">The direction.</param>
-    public LinearLaunchers Linear(Tiling tiling, FeatureActivation activation, bool causal)
+    /// <param name="isPlanned">True for a sequence layout.</param>
+    public LinearLaunchers Linear(Tiling tiling, FeatureActivation activation, bool causal, bool isPlanned)
     {
-        if (!_linear.TryGetValue((tiling, activation, causal), out LinearLaunchers? launchers))
+        if (!_linear.TryGetValue((tiling, activation, causal, isPlanned), out LinearLaunchers? launchers))
         {
-            launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(tiling, activation, causal)!);
-            _linear.Add((tiling, activation, causal), launchers);
+            launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(tiling, activation, causal, isPlanned)!);
+            _linear.Add((tiling, activation, causal, isPlanned), launchers);
         }
 
         return launchers;
@@ -43,12 +44,13 @@ internal sealed class SharedKernels
     /// <summary>The kernels of exact attention, compiled when they are first asked for.</summary>
     /// <param name="tiling">The tiling.</param>
     /// <param name="causal">The direction.</param>
-    public SoftmaxLaunchers Softmax(Tiling tiling, bool causal)
+    /// <param name="isPlanned">True for a sequence layout.</param>
+    public SoftmaxLaunchers Softmax(Tiling tiling, bool causal, bool isPlanned)
     {
-        if (!_softmax.TryGetValue((tiling, causal), out SoftmaxLaunchers? launchers))
+        if (!_softmax.TryGetValue((tiling, causal, isPlanned), out SoftmaxLaunchers? launchers))
         {
-            launchers = new SoftmaxLaunchers(_accelerator, SoftmaxEntryPoints.For(tiling, causal));
-            _softmax.Add((tiling, causal), launchers);
+            launchers = new SoftmaxLaunchers(_accelerator, SoftmaxEntryPoints.For(tiling, causal, isPlanned));
+            _softmax.Add((tiling, causal, isPlanned), launchers);
         }
 
         return launchers;

@@ -25,10 +25,17 @@ internal abstract class WorkspacePlan
             Values = shape.ValueDimension,
             PaddedValues = RoundUp(shape.ValueDimension, chunk),
         };
-        Chains = checked(shape.Batch * shape.KeyHeads);
-        KeyChunks = Chunks(shape.KeyLength, chunk);
-        QueryChunks = Chunks(shape.QueryLength, chunk);
+        Sequences = SequencePlan.Of(problem, chunk);
+        Chains = checked(problem.Sequences * shape.KeyHeads);
+        KeyChunks = Sequences?.MaxKeyChunks ?? Chunks(shape.KeyLength, chunk);
+
+        QueryChunks = Sequences is null ? Chunks(shape.QueryLength, chunk)
+            : problem.Features is null ? Chunks(Sequences.MaxQueries, chunk)
+            : Sequences.MaxBlocks;
     }
+
+    /// <summary>Whose the tokens are, and which keys take part; null when sequences fill their rows of the batch.</summary>
+    public SequencePlan? Sequences { get; }
 
     /// <summary>The sizes.</summary>
     public PaddedSizes Sizes { get; }
@@ -42,10 +49,10 @@ internal abstract class WorkspacePlan
     /// <summary>Chunks of each of them that are worked on at once, of keys and of queries.</summary>
     public int BlockChunks { get; protected init; }
 
-    /// <summary>Chunks of keys.</summary>
+    /// <summary>Chunks of keys, of the sequence that has most.</summary>
     public int KeyChunks { get; }
 
-    /// <summary>Chunks of queries.</summary>
+    /// <summary>Chunks of queries, or in linear attention with a plan its blocks of them, of the sequence that has most.</summary>
     public int QueryChunks { get; }
 
     /// <summary>The workspace's bytes, what rounding up its start may take included.</summary>

@@ -84,6 +84,11 @@ internal static class KeyKernel
         int item = Grid.IdxX / tiles;
         int firstFeature = Grid.IdxX % tiles * TTile.Edge;
         int tokens = arguments.Items.Tokens(item, TTile.Edge);
+        if (tokens <= 0)
+        {
+            return;
+        }
+
         int row = TileProduct.Row<TTile, TBlock>();
         int column = TileProduct.Column<TTile, TBlock>();
         ArrayView<float> offsetElements = offsets.Cast<float>();

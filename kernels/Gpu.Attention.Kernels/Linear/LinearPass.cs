@@ -35,9 +35,9 @@ internal sealed class LinearPass : KernelPass
     private readonly Action<LinearStage>? _launched;
 
     public LinearPass(
-        Accelerator accelerator, AcceleratorStream stream, AttentionProblem problem, LinearPlan plan, in AttentionBuffers buffers, LinearLaunchers keys,
-        LinearLaunchers queries, UploadedForm queryForm, UploadedForm keyForm, Action<LinearStage>? launched)
-        : base(accelerator, stream, problem, plan, buffers, keys.GroupSize)
+        Accelerator accelerator, AcceleratorStream stream, AttentionProblem problem, LinearPlan plan, in AttentionBuffers buffers, UploadedPlan? tables,
+        LinearLaunchers keys, LinearLaunchers queries, UploadedForm queryForm, UploadedForm keyForm, Action<LinearStage>? launched)
+        : base(accelerator, stream, problem, plan, buffers, tables, keys.GroupSize)
     {
         _launched = launched;
         _plan = plan;
@@ -62,28 +62,38 @@ internal sealed class LinearPass : KernelPass
         for (int firstChain = 0; firstChain < _plan.Chains; firstChain += _plan.BlockChains)
         {
             int chains = Math.Min(_plan.BlockChains, _plan.Chains - firstChain);
-            ScanArguments scan = Scan(firstChain, chains);
+            ScanArguments scan = Scan(KeyItems(firstChain, 0, 0), chains);
             long stateElements = (long)chains * _plan.Sizes.PaddedFeatures * _plan.Sizes.PaddedValues;
             _keys.Import(Stream, Strided(stateElements), scan with { Caller = _initial, HasCaller = HasInitial ? 1 : 0 });
             _launched?.Invoke(LinearStage.Scan);
-            for (int firstChunk = 0; firstChunk < _plan.KeyChunks; firstChunk += _plan.BlockChunks)
+            if (Sequences is { HasBlindQueries: true })
             {
-                ItemMap items = Items(firstChain, firstChunk, Math.Min(_plan.BlockChunks, _plan.KeyChunks - firstChunk), 1, Shape.KeyLength);
+                ReadBlind(firstChain, chains);
+            }
+
+            int keyChunks = Sequences is null ? _plan.KeyChunks : Largest(firstChain, chains, Sequences.KeyChunks);
+            for (int firstChunk = 0; firstChunk < keyChunks; firstChunk += _plan.BlockChunks)
+            {
+                ItemMap items = KeyItems(firstChain, firstChunk, Math.Min(_plan.BlockChunks, keyChunks - firstChunk));
                 Reduce(items, chains);
-                ScanArguments block = scan with { Chunks = items.Chunks };
+                ScanArguments block = scan with { Items = items };
                 _keys.Scales(Stream, Strided((long)chains * _plan.Sizes.PaddedFeatures), block);
                 _launched?.Invoke(LinearStage.Scan);
                 _keys.Sums(Stream, Strided(stateElements / 4), block);
                 _launched?.Invoke(LinearStage.Scan);
                 if (Problem.Causal)
                 {
-                    Read(items with { HeadGroup = Shape.HeadGroup }, chains);
+                    ReadChunks(items, chains);
                 }
             }
 
-            for (int firstChunk = 0; !Problem.Causal && firstChunk < _plan.QueryChunks; firstChunk += _plan.BlockChunks)
+            if (!Problem.Causal)
             {
-                Read(Items(firstChain, firstChunk, Math.Min(_plan.BlockChunks, _plan.QueryChunks - firstChunk), Shape.HeadGroup, Shape.QueryLength), chains);
+                int queryChunks = Sequences is null ? _plan.QueryChunks : Largest(firstChain, chains, place => LinearLayout.Pieces(Sequences.Queries(place), _keys.Chunk));
+                for (int firstChunk = 0; firstChunk < queryChunks; firstChunk += _plan.BlockChunks)
+                {
+                    Read(QueryItems(firstChain, firstChunk, Math.Min(_plan.BlockChunks, queryChunks - firstChunk)), chains, _queries.Read, perItem: false);
+                }
             }
 
             if (HasFinal)
@@ -91,6 +101,42 @@ internal sealed class LinearPass : KernelPass
                 _keys.Export(Stream, Strided(stateElements), scan with { Caller = _final });
                 _launched?.Invoke(LinearStage.Scan);
             }
+        }
+    }
+
+    /// <summary>Causal queries that see no key read what the initial state has seen, before a scale of the keys joins it.</summary>
+    private void ReadBlind(int firstChain, int chains)
+    {
+        int blocks = Largest(firstChain, chains, place => Sequences!.BlocksOf(place, -1) is var (first, end) ? end - first : 0);
+        for (int first = 0; first < blocks; first += _plan.BlockChunks)
+        {
+            ItemMap items = QueryItems(firstChain, first, Math.Min(_plan.BlockChunks, blocks - first)) with { Count = SequenceTables.BlindQueries };
+            Read(items, chains, _queries.BlindRead!, perItem: false);
+        }
+    }
+
+    /// <summary>Causal queries that see a part of the chunks of keys that are in the workspace.</summary>
+    private void ReadChunks(ItemMap keys, int chains)
+    {
+        if (Sequences is null)
+        {
+            Read(keys with { HeadGroup = Shape.HeadGroup }, chains, _queries.Read, perItem: true);
+            return;
+        }
+
+        int end = keys.FirstChunk + keys.Chunks;
+        int blocks = Largest(keys.FirstChain, chains, place => Math.Min(end, Sequences.KeyChunks(place)) is var last && last > keys.FirstChunk
+            ? Sequences.BlocksOf(place, last - 1).End - Sequences.BlocksOf(place, keys.FirstChunk).First
+            : 0);
+        for (int first = 0; first < blocks; first += _plan.BlockChunks)
+        {
+            ItemMap items = QueryItems(keys.FirstChain, first, Math.Min(_plan.BlockChunks, blocks - first)) with
+            {
+                Kind = ItemMap.Staircase,
+                FirstKeyChunk = keys.FirstChunk,
+                EndKeyChunk = end,
+            };
+            Read(items, chains, _queries.Read, perItem: true);
         }
     }
 
@@ -132,10 +178,9 @@ internal sealed class LinearPass : KernelPass
         _launched?.Invoke(LinearStage.Keys);
     }
 
-    private void Read(ItemMap items, int chains)
+    private void Read(ItemMap items, int chains, Action<AcceleratorStream, KernelConfig, ReadArguments> kernel, bool perItem)
     {
         int members = checked(chains * items.Chunks * items.HeadGroup);
-        bool perItem = Problem.Causal;
         _queries.PackRows(Stream, Groups(members, 1), new PackArguments
         {
             Workspace = Workspace,
@@ -181,18 +226,21 @@ internal sealed class LinearPass : KernelPass
             Values = At(_plan.Values),
             Steep = At(_plan.Steep),
         };
-        _queries.Read(Stream, Groups(members, _plan.Sizes.PaddedValues / _queries.Chunk), read);
+        kernel(Stream, Groups(members, _plan.Sizes.PaddedValues / _queries.Chunk), read);
         _launched?.Invoke(LinearStage.Read);
-        _queries.SteepRead?.Invoke(Stream, Groups(members, 1), read);
-        _launched?.Invoke(LinearStage.Read);
+        if (perItem)
+        {
+            _queries.SteepRead?.Invoke(Stream, Groups(members, 1), read);
+            _launched?.Invoke(LinearStage.Read);
+        }
     }
 
-    private ScanArguments Scan(int firstChain, int chains) => new()
+    private ScanArguments Scan(ItemMap items, int chains) => new()
     {
         Workspace = Workspace,
         Caller = NoState,
         IsLogarithmic = IsLogarithmic ? 1 : 0,
-        FirstChain = firstChain,
+        Items = items,
         Chains = chains,
         Sizes = _plan.Sizes,
         StateScale = At(_plan.StateScale),

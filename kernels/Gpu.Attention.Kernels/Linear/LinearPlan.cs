@@ -115,8 +115,8 @@ internal sealed class LinearPlan : WorkspacePlan
         long valueTiles = ((long)shape.ValueDimension + chunk - 1) / chunk;
         return featureTiles * valueTiles > MaxElements / chunk / chunk
                 ? $"a state of {features} features by {shape.ValueDimension} values has more than {MaxElements} elements"
-            : (long)shape.Batch * shape.KeyHeads > MaxElements
-                ? $"{shape.Batch} sequences of {shape.KeyHeads} key heads are more than {MaxElements} states"
+            : (long)problem.Sequences * shape.KeyHeads > MaxElements
+                ? $"{problem.Sequences} sequences of {shape.KeyHeads} key heads are more than {MaxElements} states"
             : shape.HeadGroup * Math.Max(featureTiles, valueTiles) > MaxElements
                 ? $"{shape.HeadGroup} heads to a key head, of {features} features and {shape.ValueDimension} values, are more than {MaxElements} tiles"
             : null;

@@ -64,7 +64,12 @@ internal static class QueryKernel
         int member = Grid.IdxX / tiles;
         int firstFeature = Grid.IdxX % tiles * TTile.Edge;
         int item = member / arguments.Items.HeadGroup;
-        int state = arguments.StatePerItem != 0 ? item : arguments.Items.Chain(item);
+        if (arguments.Items.IsMissing(item, TTile.Edge))
+        {
+            return;
+        }
+
+        int state = arguments.StatePerItem != 0 ? arguments.Items.KeyItem(item) : arguments.Items.Chain(item);
         for (int i = Group.IdxX; i < TTile.Edge; i += Group.DimX)
         {
             offsets[i] = arguments.Form.Elements[arguments.Form.Offset + firstFeature + i];

@@ -77,6 +77,7 @@ internal static class ReadKernel
         ArrayView<Float4> tile = SharedMemory.Allocate<Float4>(TTile.Edge * TTile.Edge / 4);
         ArrayView<Float4> maxima = SharedMemory.Allocate<Float4>(TTile.Edge / 4);
         ArrayView<float> denominators = SharedMemory.Allocate<float>(TTile.Edge);
+        ArrayView<int> seen = TDirection.IsStaircase ? SharedMemory.Allocate<int>(TTile.Edge) : default;
         ArrayView<float> maximum = maxima.Cast<float>();
         ArrayView<float> elements = tile.Cast<float>();
         ArrayView<Float4> quads = arguments.Workspace.Cast<Float4>();
@@ -85,10 +86,27 @@ internal static class ReadKernel
         int member = Grid.IdxX / valueTiles;
         int firstValue = Grid.IdxX % valueTiles * TTile.Edge;
         int item = member / arguments.Items.HeadGroup;
-        int state = arguments.StatePerItem != 0 ? item : arguments.Items.Chain(item);
+
+        // Known when this is compiled, and all branches with it.
+        bool isWhole = TDirection.IsCausal && !TDirection.IsStaircase;
         int row = TileProduct.Row<TTile, TBlock>();
         int column = TileProduct.Column<TTile, TBlock>();
-        int tokens = arguments.Items.Tokens(item, TTile.Edge);
+        int tokens = isWhole ? arguments.Items.WholeTokens(item, TTile.Edge) : arguments.Items.Tokens(item, TTile.Edge);
+        if (!isWhole && tokens <= 0)
+        {
+            return;
+        }
+
+        int keyItem = TDirection.IsStaircase ? arguments.Items.KeyItem(item) : item;
+        int state = arguments.StatePerItem != 0 ? keyItem : arguments.Items.Chain(item);
+        if (TDirection.IsStaircase)
+        {
+            // Rows that are not there see what the last one sees, so that the numbers never fall.
+            for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+            {
+                seen[token] = arguments.Items.Seen(item, token < tokens ? token : tokens - 1, TTile.Edge);
+            }
+        }
 
         for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
         {
@@ -97,7 +115,7 @@ internal static class ReadKernel
         }
 
         long queryQuads = (arguments.Queries + ((long)member * sizes.PaddedFeatures * TTile.Edge)) / 4;
-        long keyQuads = (arguments.Keys + ((long)item * sizes.PaddedFeatures * TTile.Edge)) / 4;
+        long keyQuads = (arguments.Keys + ((long)keyItem * sizes.PaddedFeatures * TTile.Edge)) / 4;
         long stateRow = (long)state * sizes.PaddedFeatures;
         long sumQuads = (arguments.Sums + (stateRow * sizes.PaddedValues) + firstValue) / 4;
         TBlock output = default;
@@ -152,7 +170,7 @@ internal static class ReadKernel
             }
 
             output = TileProduct.AddSlice<TTile, TBlock>(output, queries, row / 4, sums, column / 4);
-            if (TDirection.IsCausal && row <= column)
+            if (TDirection.IsCausal && (TDirection.IsStaircase ? row < seen[column + TBlock.Edge - 1] : row <= column))
             {
                 // Keys are rows here: those above the diagonal see no query.
                 weights = TileProduct.AddSlice<TTile, TBlock>(weights, keys, row / 4, queries, column / 4);
@@ -166,7 +184,8 @@ internal static class ReadKernel
             for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
             {
                 float sum = 0;
-                for (int key = 0; key <= token; key++)
+                int keyCount = TDirection.IsStaircase ? seen[token] : token + 1;
+                for (int key = 0; key < keyCount; key++)
                 {
                     sum += elements[(key * TTile.Edge) + token];
                 }
@@ -174,19 +193,29 @@ internal static class ReadKernel
                 denominators[token] += sum;
             }
 
-            long values = (arguments.Values + ((long)item * TTile.Edge * sizes.PaddedValues) + firstValue) / 4;
+            long values = (arguments.Values + ((long)keyItem * TTile.Edge * sizes.PaddedValues) + firstValue) / 4;
             for (int start = 0; start < TTile.Edge; start += TileProduct.Depth)
             {
                 Group.Barrier();
                 TileProduct.Stage<TTile>(quads, values + ((long)start * sizes.PaddedValues / 4), sizes.PaddedValues / 4, sums);
                 Group.Barrier();
                 int end = start + TileProduct.Depth;
-                for (int key = start; key < end && key < row; key++)
+                int whole = TDirection.IsStaircase ? seen[row] : row;
+                for (int key = start; key < end && key < whole; key++)
                 {
                     output = TBlock.Outer(output, tile, ((key * TTile.Edge) + row) / 4, sums, (((key - start) * TTile.Edge) + column) / 4);
                 }
 
-                if (row >= start && row < end)
+                if (TDirection.IsStaircase)
+                {
+                    int last = seen[row + TBlock.Edge - 1];
+                    for (int key = whole > start ? whole : start; key < end && key < last; key++)
+                    {
+                        output = TBlock.Step(
+                            output, tile, ((key * TTile.Edge) + row) / 4, sums, (((key - start) * TTile.Edge) + column) / 4, seen, row, key);
+                    }
+                }
+                else if (row >= start && row < end)
                 {
                     output = TBlock.Triangle(
                         output, tile, ((row * TTile.Edge) + row) / 4, TTile.Edge / 4, sums, (((row - start) * TTile.Edge) + column) / 4, TTile.Edge / 4);
@@ -203,7 +232,10 @@ internal static class ReadKernel
         }
 
         Group.Barrier();
-        long target = arguments.Items.Row(arguments.Output, item, member % arguments.Items.HeadGroup, TTile.Edge) + firstValue;
+        int head = member % arguments.Items.HeadGroup;
+        long target = isWhole
+            ? arguments.Items.WholeRow(arguments.Output, item, head, TTile.Edge) : arguments.Items.Row(arguments.Output, item, head, TTile.Edge);
+        target += firstValue;
         int width = sizes.Values - firstValue;
         for (int i = Group.IdxX; i < tokens * TTile.Edge; i += Group.DimX)
         {
@@ -211,8 +243,8 @@ internal static class ReadKernel
             int value = i - (token * TTile.Edge);
             if (value < width)
             {
-                arguments.Output.Elements[target + (token * arguments.Output.TokenStride) + value] =
-                    Finish<TActivation>(arguments, elements[i], denominators[token]);
+                arguments.Output.Store(
+                    target + (token * arguments.Output.TokenStride) + value, Finish<TActivation>(arguments, elements[i], denominators[token]));
             }
         }
     }

@@ -18,14 +18,11 @@ internal struct ScanArguments
     /// <summary>Non-zero in the exponential family.</summary>
     public int IsLogarithmic;
 
-    /// <summary>The caller's chain that the first chain here is.</summary>
-    public int FirstChain;
+    /// <summary>Which items' sums are scanned, and which chains these are.</summary>
+    public ItemMap Items;
 
     /// <summary>Chains.</summary>
     public int Chains;
-
-    /// <summary>Chunks of each chain, one item each.</summary>
-    public int Chunks;
 
     /// <summary>The sizes.</summary>
     public PaddedSizes Sizes;
@@ -101,7 +98,7 @@ internal static class ScanKernels
             int value = (int)(at - (row * sizes.PaddedValues));
             int chain = (int)(row / sizes.PaddedFeatures);
             int feature = (int)(row - ((long)chain * sizes.PaddedFeatures));
-            long source = ((long)(arguments.FirstChain + chain) * sizes.Features) + feature;
+            long source = ((long)arguments.Items.StateChain(chain) * sizes.Features) + feature;
             bool isThere = arguments.HasCaller != 0 && feature < sizes.Features;
             float sum = 0;
             if (isThere && value < sizes.Values)
@@ -148,7 +145,7 @@ internal static class ScanKernels
             int value = (int)(at - (row * sizes.Values));
             int chain = (int)(row / sizes.Features);
             long padded = ((long)chain * sizes.PaddedFeatures) + (row - ((long)chain * sizes.Features));
-            long target = ((long)arguments.FirstChain * sizes.Features) + row;
+            long target = ((long)arguments.Items.StateChain(chain) * sizes.Features) + (row - ((long)chain * sizes.Features));
             float top = arguments.Workspace[arguments.StateTop + padded];
             float scale = arguments.Workspace[arguments.StateScale + padded];
             float factor = 1;
@@ -189,12 +186,13 @@ internal static class ScanKernels
         for (long row = FirstThread(); row < (long)arguments.Chains * width; row += Threads())
         {
             long chain = row / width;
-            long at = (chain * arguments.Chunks * width) + (row - (chain * width));
+            long at = (chain * arguments.Items.Chunks * width) + (row - (chain * width));
+            int chunks = arguments.Items.ChunksOf((int)chain);
             bool isLogarithmic = arguments.IsLogarithmic != 0 && row - (chain * width) < arguments.Sizes.Features;
             float scale = w[arguments.StateScale + row];
             float top = w[arguments.StateTop + row];
             float normalizer = w[arguments.StateNormalizers + row];
-            for (int chunk = 0; chunk < arguments.Chunks; chunk++)
+            for (int chunk = 0; chunk < chunks; chunk++)
             {
                 float read = 0;
                 float before = 1;
@@ -245,13 +243,22 @@ internal static class ScanKernels
         {
             long chain = i / chainQuads;
             long rest = i - (chain * chainQuads);
-            long factors = (chain * arguments.Chunks * width) + (rest / valueQuads);
-            long at = (arguments.Sums / 4) + (chain * arguments.Chunks * chainQuads) + rest;
+            long factors = (chain * arguments.Items.Chunks * width) + (rest / valueQuads);
+            long at = (arguments.Sums / 4) + (chain * arguments.Items.Chunks * chainQuads) + rest;
+            int chunks = arguments.Items.ChunksOf((int)chain);
             long read = (arguments.ReadSums - arguments.Sums) / 4;
             Float4 state = quads[(arguments.StateSums / 4) + i];
-            for (int chunk = 0; chunk < arguments.Chunks; chunk++)
+
+            // A padding feature is 0, but its product with an infinite value is NaN.
+            bool isPadding = rest / valueQuads >= arguments.Sizes.Features;
+            for (int chunk = 0; chunk < chunks; chunk++)
             {
-                Float4 delta = quads[at];
+                Float4 delta = default;
+                if (!isPadding)
+                {
+                    delta = quads[at];
+                }
+
                 float before = w[arguments.Before + factors];
                 float after = w[arguments.After + factors];
                 float factor = w[arguments.Factor + factors];

@@ -28,23 +28,38 @@ internal static class SteepReadKernel
         int member = Grid.IdxX;
         int item = member / arguments.Items.HeadGroup;
         int tokens = arguments.Items.Tokens(item, TTile.Edge);
+        if (tokens <= 0)
+        {
+            return;
+        }
+
+        int keyItem = arguments.Items.KeyItem(item);
         int tiles = sizes.PaddedFeatures / TTile.Edge;
         int first = TTile.Edge;
         for (int i = 0; i < tiles; i++)
         {
-            int of = (int)w[arguments.Steep + ((long)item * tiles) + i];
+            int of = (int)w[arguments.Steep + ((long)keyItem * tiles) + i];
             first = of < first ? of : first;
         }
 
         long queries = arguments.Queries + ((long)member * sizes.PaddedFeatures * TTile.Edge);
-        long keys = arguments.Keys + ((long)item * sizes.PaddedFeatures * TTile.Edge);
-        long values = arguments.Values + ((long)item * TTile.Edge * sizes.PaddedValues);
-        long state = (long)item * sizes.PaddedFeatures;
+        long keys = arguments.Keys + ((long)keyItem * sizes.PaddedFeatures * TTile.Edge);
+        long values = arguments.Values + ((long)keyItem * TTile.Edge * sizes.PaddedValues);
+        long state = (long)keyItem * sizes.PaddedFeatures;
         long output = arguments.Items.Row(arguments.Output, item, member % arguments.Items.HeadGroup, TTile.Edge);
-        for (int token = first; token < tokens; token++)
+
+        // The first row that sees that token; no later row sees less.
+        int start = 0;
+        while (start < tokens && arguments.Items.Seen(item, start, TTile.Edge) <= first)
         {
+            start++;
+        }
+
+        for (int token = start; token < tokens; token++)
+        {
+            int seen = arguments.Items.Seen(item, token, TTile.Edge);
             Group.Barrier();
-            for (int key = Group.IdxX; key <= token; key += Group.DimX)
+            for (int key = Group.IdxX; key < seen; key += Group.DimX)
             {
                 float largest = float.NegativeInfinity;
                 for (int f = 0; f < sizes.Features; f++)
@@ -58,13 +73,13 @@ internal static class SteepReadKernel
 
             Group.Barrier();
             float maximum = ReadKernel.RowMaximum<TTile>(arguments, member, token);
-            for (int key = 0; key <= token; key++)
+            for (int key = 0; key < seen; key++)
             {
                 maximum = weights[key] > maximum ? weights[key] : maximum;
             }
 
             Group.Barrier();
-            for (int key = Group.IdxX; key <= token; key += Group.DimX)
+            for (int key = Group.IdxX; key < seen; key += Group.DimX)
             {
                 float sum = 0;
                 for (int f = 0; f < sizes.Features; f++)
@@ -87,7 +102,7 @@ internal static class SteepReadKernel
                 denominator += features[f] * w[arguments.Normalizers + state + f];
             }
 
-            for (int key = 0; key <= token; key++)
+            for (int key = 0; key < seen; key++)
             {
                 denominator += weights[key];
             }
@@ -101,13 +116,13 @@ internal static class SteepReadKernel
                     sum += features[f] * w[arguments.Sums + ((state + f) * sizes.PaddedValues) + value];
                 }
 
-                for (int key = 0; key <= token; key++)
+                for (int key = 0; key < seen; key++)
                 {
                     sum += weights[key] * w[values + ((long)key * sizes.PaddedValues) + value];
                 }
 
-                arguments.Output.Elements[output + (token * arguments.Output.TokenStride) + value] =
-                    ReadKernel.Finish<LogarithmicActivation>(arguments, sum, factor);
+                arguments.Output.Store(
+                    output + (token * arguments.Output.TokenStride) + value, ReadKernel.Finish<LogarithmicActivation>(arguments, sum, factor));
             }
         }
     }

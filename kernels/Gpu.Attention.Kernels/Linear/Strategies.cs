@@ -63,6 +63,9 @@ internal interface IDirection
 {
     /// <summary>True when a query sees no later key.</summary>
     static abstract bool IsCausal { get; }
+
+    /// <summary>True when how many keys a query sees is read from a <see cref="SequencePlan"/>'s tables.</summary>
+    static abstract bool IsStaircase { get; }
 }
 
 /// <summary>Query i sees keys 0..i.</summary>
@@ -70,6 +73,19 @@ internal struct CausalDirection : IDirection
 {
     /// <inheritdoc/>
     public static bool IsCausal => true;
+
+    /// <inheritdoc/>
+    public static bool IsStaircase => false;
+}
+
+/// <summary>Query i sees as many keys as the tables say, and the next one no fewer.</summary>
+internal struct StaircaseDirection : IDirection
+{
+    /// <inheritdoc/>
+    public static bool IsCausal => true;
+
+    /// <inheritdoc/>
+    public static bool IsStaircase => true;
 }
 
 /// <summary>Every query sees every key.</summary>
@@ -77,4 +93,7 @@ internal struct BothDirections : IDirection
 {
     /// <inheritdoc/>
     public static bool IsCausal => false;
+
+    /// <inheritdoc/>
+    public static bool IsStaircase => false;
 }

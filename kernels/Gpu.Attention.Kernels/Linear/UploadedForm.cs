@@ -4,7 +4,7 @@ using ILGPU.Runtime;
 namespace Gpu.Attention;
 
 /// <summary>A <see cref="FeatureForm"/> in device memory.</summary>
-internal sealed class UploadedForm : IDisposable
+internal sealed class UploadedForm : IUpload
 {
     private readonly MemoryBuffer1D<float, Stride1D.Dense> _buffer;
 
@@ -61,10 +61,7 @@ internal sealed class UploadedForm : IDisposable
     /// <summary>The form as kernels see it.</summary>
     public DeviceForm View { get; }
 
-    /// <summary>When it was last asked for, in the engine's count.</summary>
-    public long LastUse { get; set; }
-
-    /// <summary>Its device memory.</summary>
+    /// <inheritdoc/>
     public long Bytes => _buffer.LengthInBytes;
 
     /// <inheritdoc/>

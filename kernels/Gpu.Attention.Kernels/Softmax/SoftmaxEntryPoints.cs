@@ -18,23 +18,26 @@ internal sealed record SoftmaxEntryPoints(
     /// <summary>The device code.</summary>
     /// <param name="tiling">The tiling.</param>
     /// <param name="causal">The direction.</param>
-    public static SoftmaxEntryPoints For(Tiling tiling, bool causal) => tiling switch
+    /// <param name="isPlanned">True for a sequence layout, in either direction.</param>
+    public static SoftmaxEntryPoints For(Tiling tiling, bool causal, bool isPlanned = false) => tiling switch
     {
-        Tiling.Chunk64Block8 => For<Tile64, Block8>(causal),
-        Tiling.Chunk64Block4 => For<Tile64, Block4>(causal),
-        Tiling.Chunk16Block8 => For<Tile16, Block8>(causal),
-        Tiling.Chunk16Block4 => For<Tile16, Block4>(causal),
+        Tiling.Chunk64Block8 => For<Tile64, Block8>(causal, isPlanned),
+        Tiling.Chunk64Block4 => For<Tile64, Block4>(causal, isPlanned),
+        Tiling.Chunk16Block8 => For<Tile16, Block8>(causal, isPlanned),
+        Tiling.Chunk16Block4 => For<Tile16, Block4>(causal, isPlanned),
         _ => throw new ArgumentOutOfRangeException(nameof(tiling), tiling, null),
     };
 
-    private static SoftmaxEntryPoints For<TTile, TBlock>(bool causal)
+    private static SoftmaxEntryPoints For<TTile, TBlock>(bool causal, bool isPlanned)
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock> => new(
             TTile.Edge,
             TTile.Edge / TBlock.Edge * (TTile.Edge / TBlock.Edge),
             PackKernels.Rows<TTile>,
             PackKernels.Values<TTile>,
-            causal ? SoftmaxKernel.Run<TTile, TBlock, CausalDirection> : SoftmaxKernel.Run<TTile, TBlock, BothDirections>);
+            isPlanned ? SoftmaxKernel.Run<TTile, TBlock, StaircaseDirection>
+            : causal ? SoftmaxKernel.Run<TTile, TBlock, CausalDirection>
+            : SoftmaxKernel.Run<TTile, TBlock, BothDirections>);
 }
 
 /// <summary>The launchers of <see cref="SoftmaxEntryPoints"/> on one accelerator. Compiled once: keep it.</summary>

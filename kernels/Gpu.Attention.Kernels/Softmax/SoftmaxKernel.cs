@@ -27,8 +27,11 @@ internal struct SoftmaxArguments
     /// <summary>Chunks of keys of each chain in the workspace.</summary>
     public int KeyChunks;
 
-    /// <summary>Keys in a sequence.</summary>
+    /// <summary>Keys in a sequence, where sequences fill their rows of the batch.</summary>
     public int KeyLength;
+
+    /// <summary>Non-zero when queries of a sequence see different numbers of its keys.</summary>
+    public int IsCausal;
 
     /// <summary>Non-zero when no item sees a later chunk of keys: outputs are written, else what was gathered is left in the workspace.</summary>
     public int IsLast;
@@ -78,6 +81,7 @@ internal static class SoftmaxKernel
         ArrayView<Float4> factors = SharedMemory.Allocate<Float4>(TTile.Edge / 4);
         ArrayView<float> maximum = SharedMemory.Allocate<float>(TTile.Edge);
         ArrayView<float> sum = SharedMemory.Allocate<float>(TTile.Edge);
+        ArrayView<int> seen = TDirection.IsStaircase ? SharedMemory.Allocate<int>(TTile.Edge) : default;
         ArrayView<float> partial = partials.Cast<float>();
         ArrayView<float> shift = shifts.Cast<float>();
         ArrayView<float> factor = factors.Cast<float>();
@@ -97,6 +101,26 @@ internal static class SoftmaxKernel
         int chain = lane / arguments.Items.HeadGroup;
         int item = (chain * arguments.Items.Chunks) + chunk;
         int member = (item * arguments.Items.HeadGroup) + (lane % arguments.Items.HeadGroup);
+
+        if (arguments.Items.IsMissing(item, TTile.Edge))
+        {
+            return;
+        }
+
+        // Rows of different lengths: how many keys each sees, the first one least and the last one most.
+        int least = 0;
+        int most = 0;
+        if (TDirection.IsStaircase)
+        {
+            int last = arguments.Items.Tokens(item, TTile.Edge) - 1;
+            int visible = arguments.Items.Visible(item, TTile.Edge);
+            least = arguments.Items.Tables[visible];
+            most = arguments.Items.Tables[visible + last];
+            for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+            {
+                seen[token] = arguments.Items.Tables[visible + (token < last ? token : last)];
+            }
+        }
 
         long kept = (((long)member * valueTiles) + (firstValue / TTile.Edge)) * TTile.Edge;
         long outputs = (arguments.Outputs + ((long)member * TTile.Edge * sizes.PaddedValues) + firstValue) / 4;
@@ -129,7 +153,12 @@ internal static class SoftmaxKernel
 
         int ownChunk = arguments.Items.FirstChunk + chunk - arguments.FirstKeyChunk;
         int keyChunks = arguments.KeyChunks;
-        if (TDirection.IsCausal)
+        if (TDirection.IsStaircase)
+        {
+            int chunks = (most / TTile.Edge) + (most % TTile.Edge == 0 ? 0 : 1) - arguments.FirstKeyChunk;
+            keyChunks = chunks < keyChunks ? chunks : keyChunks;
+        }
+        else if (TDirection.IsCausal)
         {
             keyChunks = ownChunk < keyChunks ? ownChunk + 1 : keyChunks;
         }
@@ -142,11 +171,12 @@ internal static class SoftmaxKernel
             TBlock weights = TileProduct.Add<TTile, TBlock>(
                 default, quads, keys, TTile.Edge / 4, quads, queries, TTile.Edge / 4, sizes.PaddedInputs, left, right);
             weights = TBlock.Scale(weights, arguments.Scale);
-            bool isDiagonal = TDirection.IsCausal && keyChunk == ownChunk;
-            int keyCount = arguments.KeyLength - ((arguments.FirstKeyChunk + keyChunk) * TTile.Edge);
+            int firstKey = (arguments.FirstKeyChunk + keyChunk) * TTile.Edge;
+            bool isDiagonal = TDirection.IsStaircase ? arguments.IsCausal != 0 && least < firstKey + TTile.Edge : TDirection.IsCausal && keyChunk == ownChunk;
+            int keyCount = (TDirection.IsStaircase ? most : arguments.KeyLength) - firstKey;
             if (isDiagonal)
             {
-                weights = TBlock.Mask(weights, column - row, 1);
+                weights = TDirection.IsStaircase ? TBlock.Mask(weights, seen, column, firstKey + row) : TBlock.Mask(weights, column - row, 1);
             }
             else if (keyCount < TTile.Edge)
             {
@@ -204,12 +234,22 @@ internal static class SoftmaxKernel
                 {
                     // What a row does not see may be NaN, and is not even multiplied by its weight 0.
                     int end = start + TileProduct.Depth;
-                    for (int key = start; key < end && key < row; key++)
+                    int whole = TDirection.IsStaircase ? seen[row] - firstKey : row;
+                    for (int key = start; key < end && key < whole; key++)
                     {
                         output = TBlock.Outer(output, tile, ((key * TTile.Edge) + row) / 4, left, (((key - start) * TTile.Edge) + column) / 4);
                     }
 
-                    if (row >= start && row < end)
+                    if (TDirection.IsStaircase)
+                    {
+                        int last = seen[row + TBlock.Edge - 1] - firstKey;
+                        for (int key = whole > start ? whole : start; key < end && key < last; key++)
+                        {
+                            output = TBlock.Step(
+                                output, tile, ((key * TTile.Edge) + row) / 4, left, (((key - start) * TTile.Edge) + column) / 4, seen, row, firstKey + key);
+                        }
+                    }
+                    else if (row >= start && row < end)
                     {
                         output = TBlock.Triangle(
                             output, tile, ((row * TTile.Edge) + row) / 4, TTile.Edge / 4, left, (((row - start) * TTile.Edge) + column) / 4, TTile.Edge / 4);
@@ -248,7 +288,7 @@ internal static class SoftmaxKernel
                 int value = i - (token * TTile.Edge);
                 if (value < width)
                 {
-                    arguments.Output.Elements[target + (token * arguments.Output.TokenStride) + value] = elements[i] * factor[token];
+                    arguments.Output.Store(target + (token * arguments.Output.TokenStride) + value, elements[i] * factor[token]);
                 }
             }
         }

@@ -31,6 +31,17 @@ internal interface IBlock<TSelf>
     /// <param name="bStride">Quads from b_i to the next.</param>
     static abstract TSelf Triangle(TSelf block, ArrayView<Float4> a, int aQuad, int aStride, ArrayView<Float4> b, int bQuad, int bStride);
 
+    /// <summary>Adds <c>a bᵀ</c> to the rows that see a key: the others do not touch b, which may be NaN.</summary>
+    /// <param name="block">The sums so far.</param>
+    /// <param name="a">Holds a, an element for each row.</param>
+    /// <param name="aQuad">The first quad of a.</param>
+    /// <param name="b">Holds b, an element for each column.</param>
+    /// <param name="bQuad">The first quad of b.</param>
+    /// <param name="seen">Holds how many keys each row sees.</param>
+    /// <param name="row">The block's first row there.</param>
+    /// <param name="key">The key.</param>
+    static abstract TSelf Step(TSelf block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, ArrayView<int> seen, int row, int key);
+
     /// <summary>Writes the rows.</summary>
     /// <param name="block">The sums.</param>
     /// <param name="target">Where they go.</param>
@@ -60,6 +71,13 @@ internal interface IBlock<TSelf>
     /// <param name="limit">The last row of column 0 that stays; negative for none.</param>
     /// <param name="step">How much further the next column reaches.</param>
     static abstract TSelf Mask(TSelf block, int limit, int step);
+
+    /// <summary>Puts −∞ in place of the elements whose row is a key that their column does not see, whatever they are.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="seen">Holds how many keys each column sees.</param>
+    /// <param name="column">The block's first column there.</param>
+    /// <param name="key">The key that row 0 is.</param>
+    static abstract TSelf Mask(TSelf block, ArrayView<int> seen, int column, int key);
 
     /// <summary><c>e^{x−s_j}</c> for every element x of column j.</summary>
     /// <param name="block">The block.</param>
@@ -128,6 +146,39 @@ internal struct Rows4<TVector>
         return block;
     }
 
+    /// <summary>Adds a_i b to row i if it sees a key.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="a">A factor for each row.</param>
+    /// <param name="b">The row that is added.</param>
+    /// <param name="seen">Holds how many keys each row sees.</param>
+    /// <param name="row">Row 0 there.</param>
+    /// <param name="key">The key.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> Step(Rows4<TVector> rows, Float4 a, TVector b, ArrayView<int> seen, int row, int key)
+    {
+        if (key < seen[row])
+        {
+            rows._r0 = TVector.MultiplyAdd(a.X, b, rows._r0);
+        }
+
+        if (key < seen[row + 1])
+        {
+            rows._r1 = TVector.MultiplyAdd(a.Y, b, rows._r1);
+        }
+
+        if (key < seen[row + 2])
+        {
+            rows._r2 = TVector.MultiplyAdd(a.Z, b, rows._r2);
+        }
+
+        if (key < seen[row + 3])
+        {
+            rows._r3 = TVector.MultiplyAdd(a.W, b, rows._r3);
+        }
+
+        return rows;
+    }
+
     /// <inheritdoc cref="IBlock{TSelf}.Store"/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Rows4<TVector> block, ArrayView<Float4> target, long quad, int stride)
@@ -162,7 +213,7 @@ internal struct Rows4<TVector>
         return rows;
     }
 
-    /// <inheritdoc cref="IBlock{TSelf}.Mask"/>
+    /// <inheritdoc cref="IBlock{TSelf}.Mask(TSelf, int, int)"/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static Rows4<TVector> Mask(Rows4<TVector> rows, int limit, int step)
     {
@@ -170,6 +221,17 @@ internal struct Rows4<TVector>
         rows._r1 = TVector.Mask(rows._r1, limit - 1, step);
         rows._r2 = TVector.Mask(rows._r2, limit - 2, step);
         rows._r3 = TVector.Mask(rows._r3, limit - 3, step);
+        return rows;
+    }
+
+    /// <inheritdoc cref="IBlock{TSelf}.Mask(TSelf, ArrayView{int}, int, int)"/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> Mask(Rows4<TVector> rows, ArrayView<int> seen, int column, int key)
+    {
+        rows._r0 = TVector.Mask(rows._r0, seen, column, key);
+        rows._r1 = TVector.Mask(rows._r1, seen, column, key + 1);
+        rows._r2 = TVector.Mask(rows._r2, seen, column, key + 2);
+        rows._r3 = TVector.Mask(rows._r3, seen, column, key + 3);
         return rows;
     }
 
@@ -235,6 +297,15 @@ internal struct Block4 : IBlock<Block4>
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 Step(
+        Block4 block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, ArrayView<int> seen, int row, int key)
+    {
+        block._rows = Rows4<Float4>.Step(block._rows, a[aQuad], b[bQuad], seen, row, key);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Block4 block, ArrayView<Float4> target, long quad, int stride) =>
         Rows4<Float4>.Store(block._rows, target, quad, stride);
 
@@ -268,6 +339,14 @@ internal struct Block4 : IBlock<Block4>
     public static Block4 Mask(Block4 block, int limit, int step)
     {
         block._rows = Rows4<Float4>.Mask(block._rows, limit, step);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 Mask(Block4 block, ArrayView<int> seen, int column, int key)
+    {
+        block._rows = Rows4<Float4>.Mask(block._rows, seen, column, key);
         return block;
     }
 
@@ -326,6 +405,17 @@ internal struct Block8 : IBlock<Block8>
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 Step(
+        Block8 block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, ArrayView<int> seen, int row, int key)
+    {
+        Float8 vector = Float8.Load(b, bQuad);
+        block._top = Rows4<Float8>.Step(block._top, a[aQuad], vector, seen, row, key);
+        block._bottom = Rows4<Float8>.Step(block._bottom, a[aQuad + 1], vector, seen, row + 4, key);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Block8 block, ArrayView<Float4> target, long quad, int stride)
     {
         Rows4<Float8>.Store(block._top, target, quad, stride);
@@ -366,6 +456,15 @@ internal struct Block8 : IBlock<Block8>
     {
         block._top = Rows4<Float8>.Mask(block._top, limit, step);
         block._bottom = Rows4<Float8>.Mask(block._bottom, limit - 4, step);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 Mask(Block8 block, ArrayView<int> seen, int column, int key)
+    {
+        block._top = Rows4<Float8>.Mask(block._top, seen, column, key);
+        block._bottom = Rows4<Float8>.Mask(block._bottom, seen, column, key + 4);
         return block;
     }
 

@@ -51,6 +51,13 @@ internal interface IVector<TSelf>
     /// <param name="limit">The bound of element 0.</param>
     /// <param name="step">By how much the bound grows from an element to the next.</param>
     static abstract TSelf Mask(TSelf value, int limit, int step);
+
+    /// <summary>Puts −∞ in place of every element that does not see a key, whatever it is.</summary>
+    /// <param name="value">A vector.</param>
+    /// <param name="seen">Holds how many keys each element sees.</param>
+    /// <param name="first">Element 0 there.</param>
+    /// <param name="key">The key.</param>
+    static abstract TSelf Mask(TSelf value, ArrayView<int> seen, int first, int key);
 }
 
 /// <summary>Four floats, 16-byte aligned in memory: what a thread loads and stores at once.</summary>
@@ -139,6 +146,17 @@ internal struct Float4 : IVector<Float4>
         value.Y = limit + step < 0 ? float.NegativeInfinity : value.Y;
         value.Z = limit + (2 * step) < 0 ? float.NegativeInfinity : value.Z;
         value.W = limit + (3 * step) < 0 ? float.NegativeInfinity : value.W;
+        return value;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 Mask(Float4 value, ArrayView<int> seen, int first, int key)
+    {
+        value.X = key < seen[first] ? value.X : float.NegativeInfinity;
+        value.Y = key < seen[first + 1] ? value.Y : float.NegativeInfinity;
+        value.Z = key < seen[first + 2] ? value.Z : float.NegativeInfinity;
+        value.W = key < seen[first + 3] ? value.W : float.NegativeInfinity;
         return value;
     }
 
@@ -244,6 +262,15 @@ internal struct Float8 : IVector<Float8>
     {
         value._low = Float4.Mask(value._low, limit, step);
         value._high = Float4.Mask(value._high, limit + (4 * step), step);
+        return value;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 Mask(Float8 value, ArrayView<int> seen, int first, int key)
+    {
+        value._low = Float4.Mask(value._low, seen, first, key);
+        value._high = Float4.Mask(value._high, seen, first + 4, key);
         return value;
     }
 }
