@@ -99,6 +99,75 @@ public abstract class DeviceOperatorTests : IDisposable
         }
     }
 
+    // Packed prompts into states, in segments of whole sequences; then the same with 16-bit tensors that stay on the device, and with the caller's views.
+    [Theory]
+    [InlineData("favor+", false)]
+    [InlineData("favor+", true)]
+    [InlineData("elu", true)]
+    public void Packed_sequences_pass_a_small_budget_and_stay_on_the_device(string map, bool causal)
+    {
+        int[] ends = [0, _length / 2, _length / 2, _length - 3, _length];
+        SequenceLayout layout = SequenceLayout.FromCuSeqlens(ends);
+        var shape = new AttentionShape(1, _length, _length, 4, 2, 13, 10);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 15);
+        using LinearAttention whole = Linear(map, shape, causal, new ComputeDeviceOptions { AllowFallback = false });
+        AttentionState expectedState = whole.CreateState(4, 2, 10, 13);
+        float[] expected = new float[shape.OutputElements];
+        whole.Forward<float>(shape, q, k, v, expected, expectedState, expectedState, layout);
+
+        AttentionProblem problem = Maps.Problem(map, shape, causal) with { HasInitialState = true, WantsFinalState = true, Layout = layout };
+        using var engine = new IlgpuEngine(_accelerator);
+        Assert.Null(SegmentPlan.Find(problem, engine, 0, out long smallest));
+        using LinearAttention small = Linear(map, shape, causal, new ComputeDeviceOptions { AllowFallback = false, MemoryBudgetBytes = smallest });
+        AttentionState state = small.CreateState(4, 2, 10, 13);
+        float[] actual = new float[shape.OutputElements];
+        small.Forward<float>(shape, q, k, v, actual, state, state, layout);
+        RequireSameBits(expected, actual);
+        RequireSameBits(expectedState.Sums, state.Sums);
+        RequireSameBits(expectedState.Normalizers, state.Normalizers);
+
+        System.Half[] half = [.. q.Select(x => (System.Half)x)], halfKey = [.. k.Select(x => (System.Half)x)], halfValue = [.. v.Select(x => (System.Half)x)];
+        var fromHost = new System.Half[expected.Length];
+        whole.Forward<System.Half>(shape, half, halfKey, halfValue, fromHost, layout);
+        using DeviceTensor query = DeviceTensor.From(whole.Device, new ReadOnlyTensorSpan<System.Half>(half, [1, _length, 4, 13]));
+        using DeviceTensor key = DeviceTensor.From(whole.Device, new ReadOnlyTensorSpan<System.Half>(halfKey, [1, _length, 2, 13]));
+        using DeviceTensor value = DeviceTensor.From(whole.Device, new ReadOnlyTensorSpan<System.Half>(halfValue, [1, _length, 2, 10]));
+        using DeviceTensor output = DeviceTensor.Allocate<System.Half>(whole.Device, 1, _length, 4, 10);
+        whole.Forward(query, key, value, output, layout);
+        var onDevice = new System.Half[expected.Length];
+        output.Download<System.Half>(onDevice);
+        Assert.Equal(fromHost, onDevice);
+
+        using MemoryBuffer1D<System.Half, Stride1D.Dense> queries = _accelerator.Allocate1D(half);
+        using MemoryBuffer1D<System.Half, Stride1D.Dense> keys = _accelerator.Allocate1D(halfKey);
+        using MemoryBuffer1D<System.Half, Stride1D.Dense> values = _accelerator.Allocate1D(halfValue);
+        using MemoryBuffer1D<System.Half, Stride1D.Dense> outputs = _accelerator.Allocate1D<System.Half>(expected.Length);
+        whole.Forward(shape, queries.View.BaseView, keys.View.BaseView, values.View.BaseView, outputs.View.BaseView, layout);
+        _stream.Synchronize();
+        Assert.Equal(fromHost, outputs.GetAsArray1D());
+    }
+
+    [Fact]
+    public void Mass_is_summed_on_the_device()
+    {
+        var shape = new AttentionShape(1, _length, _length, 2, 1, 13, 1);
+        (float[] q, float[] k, _) = TestData.Inputs(shape, 16);
+        SequenceLayout layout = SequenceLayout.FromKeyLengths([_length - 2], _length, PaddingSide.Left);
+        using LinearAttention attention = Linear("favor+", shape, true, new ComputeDeviceOptions { AllowFallback = false });
+        int[] tokens = [0, 5, _length - 1];
+        float[] mass = new float[2 * tokens.Length];
+        attention.ReceivedMass(shape, q, k, tokens, mass, layout);
+        float[] weights = new float[2 * _length * _length];
+        attention.Weights(shape, q, k, [.. Enumerable.Range(0, _length)], weights, layout);
+        for (int i = 0; i < mass.Length; i++)
+        {
+            int head = i / tokens.Length;
+            Assert.Equal(Enumerable.Range(0, _length).Sum(row => (double)weights[(((head * _length) + row) * _length) + tokens[i % tokens.Length]]), mass[i], 1e-4);
+        }
+
+        Assert.Equal(0, mass[0]);
+    }
+
     // Views that begin anywhere in one buffer, on the caller's stream.
     [Fact]
     public void A_caller_s_own_views_are_used_without_a_copy()
@@ -275,7 +344,7 @@ public sealed class SimulatedOperatorTests() : DeviceOperatorTests(TestAccelerat
         attention.Forward(shape, new float[6], new float[6], [1, 2, 1, 2, 1, 2], output);
         Assert.Equal([1, 2, 1, 2, 1, 2], output);
         Assert.Contains("disposed", Assert.Single(attention.Fallbacks).Reason, StringComparison.Ordinal);
-        Assert.Contains("disposed", Assert.Throws<DeviceException>(() => tensor.Upload([1, 2, 3])).Message, StringComparison.Ordinal);
+        Assert.Contains("disposed", Assert.Throws<DeviceException>(() => tensor.Upload([1f, 2, 3])).Message, StringComparison.Ordinal);
         tensor.Dispose();
         attention.Dispose();
         device.Dispose();
