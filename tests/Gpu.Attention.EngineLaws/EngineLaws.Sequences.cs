@@ -159,6 +159,26 @@ public abstract partial class EngineLaws
             }
         }));
 
+    [Theory]
+    [MemberData(nameof(SequenceMapsAndDirections))]
+    public void A_query_that_sees_nothing_gives_0_be_it_nan(string map, bool causal)
+    {
+        SkipRefused(map);
+        bool[] mask = [.. Enumerable.Range(0, 3 * 20).Select(i => i >= 20 && (i >= 40 || i % 20 >= 9))];
+        var shape = new AttentionShape(3, 20, 20, 2, 1, 6, 5);
+        (float[] q, float[] k, float[] v) = Inputs(map, shape, 45);
+        AttentionProblem problem = Posed(map, shape, causal) with { Layout = SequenceLayout.FromKeyMask(3, 20, mask) };
+        float[] expected = Forward(Engine, problem, q, k, v);
+        int blind = 20 + (causal ? 9 : 0);
+        q.AsSpan(0, blind * 2 * 6).Fill(float.NaN);
+        float[] actual = Forward(Engine, problem, q, k, v);
+        Assert.True(actual.AsSpan(0, blind * 2 * 5).IndexOfAnyExcept(0) < 0);
+        RequireSameBits(expected.AsSpan(blind * 2 * 5), actual.AsSpan(blind * 2 * 5));
+
+        var none = new AttentionShape(1, 20, 0, 2, 1, 6, 5);
+        Assert.True(Forward(Engine, Posed(map, none, causal: false), q[..(20 * 2 * 6)], [], []).AsSpan().IndexOfAnyExcept(0) < 0);
+    }
+
     // A key far above all others that a query before it must not be scaled by.
     [Theory]
     [InlineData(false)]

@@ -148,6 +148,11 @@ internal struct ItemMap
         return left < Chunks ? left : Chunks;
     }
 
+    /// <summary>True when no key of an item's sequence takes part; with tables only.</summary>
+    /// <param name="item">An item.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly bool HasNoKeys(int item) => Tables[PlaceOf(Chain(item)) + SequenceTables.KeyChunks] == 0;
+
     /// <summary>The first token; of gathered keys, counted among them.</summary>
     /// <param name="item">An item that is not of a staircase.</param>
     /// <param name="edge">Tokens in a chunk.</param>

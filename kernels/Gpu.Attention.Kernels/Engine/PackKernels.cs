@@ -14,6 +14,9 @@ internal struct PackArguments
     /// <summary>Which rows an item is.</summary>
     public ItemMap Items;
 
+    /// <summary>Queries that see nothing at all are not read, for they may be NaN, and are 0: 1 when all are such, 2 when those of sequences without keys are.</summary>
+    public int Blank;
+
     /// <summary>The form that rows are packed for; not for values.</summary>
     public DeviceForm Form;
 
@@ -48,12 +51,13 @@ internal static class PackKernels
 
         long rows = arguments.Items.Row(arguments.Source, item, member, TTile.Edge);
         int gathered = arguments.Items.Gathered(item, TTile.Edge);
+        bool isBlank = arguments.Blank == 1 || (arguments.Blank == 2 && arguments.Items.HasNoKeys(item));
         long target = arguments.Target + ((long)Grid.IdxX * arguments.Sizes.PaddedInputs * TTile.Edge);
         DeviceForm form = arguments.Form;
         KernelTensor x = arguments.Source;
         for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
         {
-            bool isThere = token < tokens;
+            bool isThere = token < tokens && !isBlank;
             int inputs = isThere ? arguments.Sizes.Inputs : 0;
             long row = rows + ((isThere && gathered >= 0 ? arguments.Items.Tables[gathered + token] : token) * x.TokenStride);
             float norm = 0;

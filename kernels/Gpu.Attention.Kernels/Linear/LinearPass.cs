@@ -186,6 +186,7 @@ internal sealed class LinearPass : KernelPass
             Workspace = Workspace,
             Source = Query,
             Items = items,
+            Blank = HasInitial || perItem ? 0 : items.Count == SequenceTables.BlindQueries || Shape.KeyLength == 0 ? 1 : Sequences is null ? 0 : 2,
             Form = _queryForm,
             Sizes = _plan.Sizes,
             Target = At(_plan.QueryInputs),
