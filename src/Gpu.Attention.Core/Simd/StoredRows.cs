@@ -69,6 +69,33 @@ internal static unsafe class StoredRows
         }
     }
 
+    /// <summary>Writes one head's rows of some tokens, each element rounded once.</summary>
+    public static void Write(in TensorBuffer tensor, long batch, long head, TokenList tokens, int width, float* source, int stride)
+    {
+        for (int row = 0; row < tokens.Count; row++)
+        {
+            float* from = source + ((nint)row * stride);
+            void* to = tensor.Row(batch, tokens[row], head);
+            if (tensor.Memory.Type == ElementType.Single)
+            {
+                new ReadOnlySpan<float>(from, width).CopyTo(new Span<float>(to, width));
+            }
+            else
+            {
+                Narrow(from, width, tensor.Memory.Type, to);
+            }
+        }
+    }
+
+    /// <summary>Clears one head's rows of some tokens.</summary>
+    public static void Clear(in TensorBuffer tensor, long batch, long head, TokenList tokens, int width)
+    {
+        for (int row = 0; row < tokens.Count; row++)
+        {
+            new Span<byte>(tensor.Row(batch, tokens[row], head), width * tensor.Memory.Type.Size()).Clear();
+        }
+    }
+
     /// <summary>Stored elements as float32: the same numbers.</summary>
     public static void Widen(void* source, ElementType type, int n, float* target)
     {
