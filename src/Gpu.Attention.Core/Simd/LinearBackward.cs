@@ -344,25 +344,14 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         }
 
         int place = Place(chain);
-        (int token, int count) = _problem.Layout!.Keys(_plan.Order[place]);
-        ReadOnlySpan<int> visible = _plan.KeyTokens.AsSpan(_plan.FirstKey[place], _plan.Keys(place));
-        for (int end = token + count; token < end; token++)
+        if (_wantsKeys)
         {
-            if (!visible.IsEmpty && visible[0] == token)
-            {
-                visible = visible[1..];
-                continue;
-            }
+            StoredRows.ClearMasked(_gradients.KeyGradient, _problem.Layout!, _plan, place, KeyHead(chain), _layout.InputDimension);
+        }
 
-            if (_wantsKeys)
-            {
-                StoredRows.Clear(_gradients.KeyGradient, BatchRow(place), KeyHead(chain), new TokenList(token, 1), _layout.InputDimension);
-            }
-
-            if (_wantsValues)
-            {
-                StoredRows.Clear(_gradients.ValueGradient, BatchRow(place), KeyHead(chain), new TokenList(token, 1), _problem.Shape.ValueDimension);
-            }
+        if (_wantsValues)
+        {
+            StoredRows.ClearMasked(_gradients.ValueGradient, _problem.Layout!, _plan, place, KeyHead(chain), _problem.Shape.ValueDimension);
         }
     }
 

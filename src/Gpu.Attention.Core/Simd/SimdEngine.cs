@@ -77,7 +77,6 @@ internal sealed class SimdEngine : IAttentionEngine
         EngineSupport forward = Supports(problem);
         return !forward.IsSupported ? forward : problem switch
         {
-            { Features: null } => EngineSupport.No("the host engine has no backward pass of exact attention yet"),
             { Convention: not ReferenceConvention.None } =>
                 EngineSupport.No($"the {problem.Convention} convention is there to compare outputs with, and has no backward pass"),
             { Features.Family: FeatureFamily.Exponential, FeatureEpsilon: not 0 } =>
@@ -194,6 +193,7 @@ internal sealed class SimdEngine : IAttentionEngine
         private readonly Stack<IForwardPass> _linear = new();
         private readonly Stack<IForwardPass> _softmax = new();
         private readonly Stack<IBackwardPass> _linearBackward = new();
+        private readonly Stack<IBackwardPass> _softmaxBackward = new();
 
         public override string Width => TV.Count == 1 ? "scalar" : $"{32 * TV.Count}-bit vectors";
 
@@ -226,18 +226,19 @@ internal sealed class SimdEngine : IAttentionEngine
             }
         }
 
-        public override long BackwardWorkspaceBytes(AttentionProblem problem) => 64 + LinearBackward<TV>.WorkspaceBytes(problem, degree);
+        public override long BackwardWorkspaceBytes(AttentionProblem problem) =>
+            64 + (problem.Features is null ? SoftmaxBackward<TV>.WorkspaceBytes(problem, degree) : LinearBackward<TV>.WorkspaceBytes(problem, degree));
 
         public override void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
         {
-            Stack<IBackwardPass> idle = _linearBackward;
+            Stack<IBackwardPass> idle = problem.Features is null ? _softmaxBackward : _linearBackward;
             IBackwardPass? pass;
             lock (idle)
             {
                 idle.TryPop(out pass);
             }
 
-            pass ??= new LinearBackward<TV>(new ParallelLoop(degree));
+            pass ??= problem.Features is null ? new SoftmaxBackward<TV>(new ParallelLoop(degree)) : new LinearBackward<TV>(new ParallelLoop(degree));
             try
             {
                 pass.Run(problem, buffers, gradients);

@@ -96,6 +96,24 @@ internal static unsafe class StoredRows
         }
     }
 
+    /// <summary>Clears one head's rows of the tokens of a sequence whose keys take no part.</summary>
+    public static void ClearMasked(in TensorBuffer tensor, SequenceLayout layout, SequencePlan plan, int place, long head, int width)
+    {
+        (int token, int count) = layout.Keys(plan.Order[place]);
+        ReadOnlySpan<int> visible = plan.KeyTokens.AsSpan(plan.FirstKey[place], plan.Keys(place));
+        for (int end = token + count; token < end; token++)
+        {
+            if (!visible.IsEmpty && visible[0] == token)
+            {
+                visible = visible[1..];
+            }
+            else
+            {
+                Clear(tensor, plan.Batch[place], head, new TokenList(token, 1), width);
+            }
+        }
+    }
+
     /// <summary>Stored elements as float32: the same numbers.</summary>
     public static void Widen(void* source, ElementType type, int n, float* target)
     {
