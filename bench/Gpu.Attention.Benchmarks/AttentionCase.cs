@@ -32,6 +32,22 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
         }
     }
 
+    /// <summary>The operations of a backward pass of linear attention, as the host engine's notes count them.</summary>
+    public double BackwardFlops
+    {
+        get
+        {
+            double m = Features == "favor" ? NumFeatures : 0;
+            double r = Features == "favor" ? NumFeatures : Dimension;
+            double insideChunk = Causal ? (Chunk + 1) * ((3 * r) + (2 * Dimension)) : 0;
+            double again = Causal ? 0 : 2 * Dimension * m;
+            return (double)Heads * Length * ((4 * 2 * Dimension * m) + again + (5 * 2 * r * Dimension) + insideChunk);
+        }
+    }
+
+    internal FeatureMap Map =>
+        Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
+
     public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
 
     internal AttentionRun Open(ComputeDevice device)
@@ -42,8 +58,7 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
             return new AttentionRun(softmax, (shape, q, k, v, o) => softmax.Forward(shape, q, k, v, o));
         }
 
-        FeatureMap map = Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
-        var linear = new LinearAttention(device, map, new LinearAttentionOptions { Causal = Causal });
+        var linear = new LinearAttention(device, Map, new LinearAttentionOptions { Causal = Causal });
         return new AttentionRun(linear, (shape, q, k, v, o) => linear.Forward(shape, q, k, v, o));
     }
 }

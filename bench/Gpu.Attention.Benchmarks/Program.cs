@@ -11,6 +11,8 @@ switch (args)
         return Linearity.Run(rest);
     case ["step", .. string[] rest]:
         return StepTable.Run(rest);
+    case ["backward", .. string[] rest]:
+        return BackwardTable.Run(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:

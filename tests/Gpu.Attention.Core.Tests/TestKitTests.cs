@@ -69,6 +69,58 @@ public class TestKitTests
         Assert.Throws<VerificationException>(() => Check(With(same, 1, float.NegativeInfinity), same));
     }
 
+    [Theory]
+    [InlineData(false, true, false)]
+    [InlineData(true, true, false)]
+    [InlineData(true, false, false)]
+    [InlineData(true, true, true)]
+    public void ToleranceOfGradients_AcceptsPlainFloat32_AndTheOracleRounded(bool causal, bool normalize, bool masked)
+    {
+        byte[]? mask = masked ? TestData.Mask(3, Shape.KeyLength, share: 0.6) : null;
+        foreach (AttentionProblem problem in Problems(causal, normalize))
+        {
+            (float[] q, float[] k, float[] v) = TestData.Inputs(Shape, seed: 1);
+            float[] g = TestData.Normal(7, Shape.OutputElements);
+            PlainGradientResult plain = PlainGradients.Run(problem, q, k, v, g, mask);
+            Tolerance.RequireGradients(problem, q, k, v, g, plain.Forward, mask);
+            Tolerance.RequireGradients(problem, q, k, v, g, plain.Backward, mask);
+            Tolerance.RequireGradients(problem, q, k, v, g, Rounded(Oracles.Gradients(problem, q, k, v, g, mask)), mask);
+
+            // What rounding is given is no more than a few times what plain float32 errs.
+            double error = Rms(plain.Forward.Key.Zip(Oracles.Gradients(problem, q, k, v, g, mask).Key, (a, b) => a - b));
+            Assert.InRange(Rms(plain.KeyRounding), 0, 20 * error);
+        }
+    }
+
+    // Every gradient by itself is judged, and none is so loosely that a wrong term hides.
+    [Fact]
+    public void ToleranceOfGradients_RefusesSmallErrors()
+    {
+        foreach (AttentionProblem problem in Problems(causal: true, normalize: true))
+        {
+            (float[] q, float[] k, float[] v) = TestData.Inputs(Shape, seed: 1);
+            float[] g = TestData.Normal(7, Shape.OutputElements);
+            AttentionGradients right = Rounded(Oracles.Gradients(problem, q, k, v, g));
+            foreach (Func<float[], float[]> wrong in new Func<float[], float[]>[]
+            {
+                x => Array.ConvertAll(x, e => e * (1 + 1e-5f)),
+                x => With(x, 17, x[17] + (2e-5f * x.Max(MathF.Abs))),
+                x => With(x, 0, float.NaN),
+                x => Array.ConvertAll(x, e => (float)(Half)e),
+                x => x[1..],
+            })
+            {
+                Refuses(right with { Query = wrong(right.Query) }, "query");
+                Refuses(right with { Key = wrong(right.Key) }, "key");
+                Refuses(right with { Value = wrong(right.Value) }, "value");
+            }
+
+            void Refuses(AttentionGradients gradients, string name) => Assert.StartsWith(
+                $"The {name} gradient: ",
+                Assert.Throws<VerificationException>(() => Tolerance.RequireGradients(problem, q, k, v, g, gradients)).Message, StringComparison.Ordinal);
+        }
+    }
+
     [Fact]
     public void Tolerance_Message_HasBothErrors()
     {
@@ -143,6 +195,11 @@ public class TestKitTests
         Assert.Contains(shapes, s => s.QueryLength == 129);
         Assert.All(shapes.Where((_, seed) => seed % 2 == 0), s => Assert.Equal(s.QueryLength, s.KeyLength));
     }
+
+    private static AttentionGradients Rounded(ReferenceGradient gradient) => new(
+        Array.ConvertAll(gradient.Query, x => (float)x), Array.ConvertAll(gradient.Key, x => (float)x), Array.ConvertAll(gradient.Value, x => (float)x));
+
+    private static double Rms(IEnumerable<double> errors) => Math.Sqrt(errors.Average(e => e * e));
 
     private static unsafe void Poke(PoisonedBuffer buffer, int at) => buffer.Address[at] = 1;
 

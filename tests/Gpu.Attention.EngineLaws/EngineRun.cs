@@ -2,6 +2,18 @@ using Gpu.Attention.TestKit;
 
 namespace Gpu.Attention.Tests;
 
+/// <summary>Which gradients a backward pass is asked for.</summary>
+[Flags]
+internal enum Wanted
+{
+    None = 0,
+    Query = 1,
+    Key = 2,
+    Value = 4,
+    State = 8,
+    All = Query | Key | Value | State,
+}
+
 /// <summary>Runs an engine with poison in and around everything that it is to write, workspace included.</summary>
 internal static class EngineRun
 {
@@ -49,6 +61,89 @@ internal static class EngineRun
         return StoredTensor.Read(o.Image.Span, shape.OutputElements, problem.Storage);
 
         MemoryRegion Stored(PlacedBuffer buffer, long elements) => buffer.Region with { Length = elements, Type = problem.Storage };
+    }
+
+    /// <summary>
+    /// Runs a backward pass with just the workspace that it asks for; also the gradient of the initial state, at that state's scale. The final state's gradient
+    /// has the scale that the forward pass left; an output gradient of null is left out.
+    /// </summary>
+    public static (AttentionGradients Gradients, AttentionState? Initial) Backward(
+        IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value, float[] output,
+        float[]? outputGradient, AttentionState? initialState = null, AttentionState? finalGradient = null, Wanted wanted = Wanted.All,
+        long workspaceDeficit = 0)
+    {
+        problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalGradient is not null };
+        AttentionShape shape = problem.Shape;
+        float[]?[] inputs = [query, key, value, output, outputGradient];
+        StoredTensor[] stored = [.. inputs.Select(input => StoredTensor.Of(input ?? [], problem.Storage))];
+        PlacedBuffer[] placed = [.. stored.Select((tensor, n) => memory.Place(new PoisonedBuffer(tensor.Words, misalignment: (2 * n) + 1)))];
+        long[] sizes = [shape.QueryElements, shape.KeyElements, shape.ValueElements];
+        PlacedBuffer?[] gradients = [.. sizes.Select((size, n) => wanted.HasFlag((Wanted)(1 << n))
+            ? memory.Place(new PoisonedBuffer(StoredTensor.WordsOf(size, problem.Storage), misalignment: 7 - (2 * n)))
+            : null)];
+        long workspaceBytes = engine.BackwardWorkspaceBytes(problem) - workspaceDeficit;
+        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer((workspaceBytes + 3) / 4, misalignment: 1));
+        using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
+        using PlacedState? final = finalGradient is null ? null : new PlacedState(memory, finalGradient, hasContent: true);
+        AttentionState? stateGradient = wanted.HasFlag(Wanted.State) ? initialState?.Fork() : null;
+        using PlacedState? initialGradient = stateGradient is null ? null : new PlacedState(memory, stateGradient, hasContent: false);
+        try
+        {
+            engine.Backward(
+                problem,
+                new AttentionBuffers
+                {
+                    Query = Queries(placed[0], shape.QueryElements, shape.KeyDimension),
+                    Key = Keys(placed[1], shape.KeyElements, shape.KeyDimension),
+                    Value = Keys(placed[2], shape.ValueElements, shape.ValueDimension),
+                    Output = Queries(placed[3], shape.OutputElements, shape.ValueDimension),
+                    InitialState = initial?.Buffers ?? default,
+                    Workspace = workspace.Region,
+                },
+                new GradientBuffers
+                {
+                    OutputGradient = outputGradient is null ? default : Queries(placed[4], shape.OutputElements, shape.ValueDimension),
+                    FinalStateGradient = final?.Buffers ?? default,
+                    QueryGradient = Queries(gradients[0], shape.QueryElements, shape.KeyDimension),
+                    KeyGradient = Keys(gradients[1], shape.KeyElements, shape.KeyDimension),
+                    ValueGradient = Keys(gradients[2], shape.ValueElements, shape.ValueDimension),
+                    InitialStateGradient = initialGradient is null ? default : initialGradient.Buffers with { LogScale = default },
+                });
+            foreach (PlacedBuffer? buffer in placed.Concat(gradients).Append(workspace))
+            {
+                buffer?.Refresh();
+            }
+
+            initialGradient?.CopyTo(stateGradient!, hasScale: false);
+            workspace.Image.RequireGuardsIntact();
+            for (int n = 0; n < stored.Length; n++)
+            {
+                stored[n].RequireUnchanged(placed[n].Image.Span);
+            }
+
+            return (new AttentionGradients(Result(0), Result(1), Result(2)), stateGradient);
+        }
+        finally
+        {
+            foreach (PlacedBuffer? buffer in placed.Concat(gradients))
+            {
+                buffer?.Dispose();
+            }
+        }
+
+        TensorBuffer Queries(PlacedBuffer? buffer, long elements, int dimension) => Dense(buffer, elements, shape.QueryLength, shape.Heads, dimension);
+
+        TensorBuffer Keys(PlacedBuffer? buffer, long elements, int dimension) => Dense(buffer, elements, shape.KeyLength, shape.KeyHeads, dimension);
+
+        TensorBuffer Dense(PlacedBuffer? buffer, long elements, int tokens, int heads, int dimension) => buffer is null
+            ? default
+            : TensorBuffer.Dense(buffer.Region with { Length = elements, Type = problem.Storage }, tokens, heads, dimension);
+
+        float[] Result(int n)
+        {
+            gradients[n]?.Image.RequireFullyWritten();
+            return gradients[n] is { } written ? StoredTensor.Read(written.Image.Span, sizes[n], problem.Storage) : [];
+        }
     }
 
     /// <summary>Runs a causal problem a segment of tokens after the other, with a state between them that keeps its scale; also the state's last maximum.</summary>
@@ -134,15 +229,19 @@ internal static class EngineRun
 
         public StateBuffers Buffers => new(_logScale.Region, _sums.Region, _normalizers.Region);
 
-        public void CopyTo(AttentionState target)
+        public void CopyTo(AttentionState target, bool hasScale = true)
         {
-            foreach (PlacedBuffer part in new[] { _logScale, _sums, _normalizers })
+            foreach (PlacedBuffer part in hasScale ? new[] { _logScale, _sums, _normalizers } : [_sums, _normalizers])
             {
                 part.Refresh();
                 part.Image.RequireFullyWritten();
             }
 
-            _logScale.Image.Span.CopyTo(target.LogScale);
+            if (hasScale)
+            {
+                _logScale.Image.Span.CopyTo(target.LogScale);
+            }
+
             _sums.Image.Span.CopyTo(target.Sums);
             _normalizers.Image.Span.CopyTo(target.Normalizers);
         }

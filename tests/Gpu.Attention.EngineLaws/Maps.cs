@@ -15,7 +15,7 @@ internal static class Maps
         "relu" => FeatureMap.Relu(),
         "relu projected" => FeatureMap.Relu(RandomProjection.Orthogonal(50, dimension, seed: 14)),
         "identity" => FeatureMap.Identity,
-        "softplus" => FeatureMap.FromFunction("softplus", x => MathF.Log(1 + MathF.Exp(x))),
+        "softplus" => FeatureMap.FromFunction("softplus", x => MathF.Log(1 + MathF.Exp(x)), derivative: x => 1 / (1 + MathF.Exp(-x))),
         "general exponential" => new GeneralMap(FeatureActivation.Exp),
         "general direct" => new GeneralMap(FeatureActivation.Relu),
         _ => throw new ArgumentOutOfRangeException(nameof(name), name, null),

@@ -26,6 +26,8 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
     private protected override string[] Refused => ["softplus", "favor+ as jax"];
 
+    private protected override bool HasBackward => false;
+
     /// <summary>Every law leaves the device as it found it.</summary>
     public void Dispose()
     {

@@ -46,6 +46,52 @@ public static class Oracles
             : ReferenceAttention.Linear(problem.Shape, Kernel(problem), query, key, value, Options(problem, keyMask));
     }
 
+    /// <summary>The gradients that a problem asks for.</summary>
+    public static ReferenceGradient Gradients(
+        AttentionProblem problem, float[] query, float[] key, float[] value, float[] outputGradient, byte[]? keyMask = null,
+        ReferenceState? initial = null, ReferenceState? finalGradient = null)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        return problem.Features is null
+            ? ReferenceGradients.Softmax(problem.Shape, problem.Scale, query, key, value, outputGradient, Options(problem, keyMask))
+            : ReferenceGradients.Linear(
+                problem.Shape, problem.Features, query, key, value, outputGradient, Options(problem, keyMask), problem.FeatureEpsilon, initial, finalGradient);
+    }
+
+    /// <summary>A state of an engine, or a gradient of one at the state's scale, as the oracles take it.</summary>
+    public static ReferenceState State(AttentionState state)
+    {
+        ArgumentNullException.ThrowIfNull(state);
+        var copy = new ReferenceState(state.Normalizers.Length, state.ValueDimension, isLogarithmic: false);
+        Copy(state.LogScale, copy.LogScale);
+        Copy(state.Normalizers, copy.Normalizers);
+        Copy(state.Sums, copy.Sums);
+        return copy;
+
+        static void Copy(ReadOnlySpan<float> from, double[] to)
+        {
+            for (int i = 0; i < from.Length; i++)
+            {
+                to[i] = from[i];
+            }
+        }
+    }
+
+    /// <summary>
+    /// True when an argument of a rectifier is as small as <paramref name="distance"/>, by default so small that rounding decides on its sign, and with it on the derivative: then float32 gradients may rightly be others.
+    /// </summary>
+    public static bool IsNearKink(AttentionProblem problem, float[] query, float[] key, double distance = 1e-5)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        return problem.Features is { } features && (IsNear(features.Query, query) || IsNear(features.Key, key));
+
+        bool IsNear(FeatureForm form, float[] rows) => form.Activation == FeatureActivation.Relu &&
+            ReferenceFeatures.NormalForm(
+                form.FeatureDimension, form.PreMatrix, form.PreOffset, form.Projection, form.Offset, form.NormCoefficient, form.Linear, activation: null)
+                .MapKeys([.. rows.Chunk(form.InputDimension).Select(row => Array.ConvertAll(row, x => (double)x))])
+                .Any(arguments => arguments.Any(x => Math.Abs(x) < distance));
+    }
+
     private static ReferenceKernel NormalForm(FeatureForm form, double epsilon)
     {
         Func<double, double>? activation = Activation(form.Activation);

@@ -178,13 +178,8 @@ public static class PlainAttention
         for (int t = 0; t < rows.Length; t++)
         {
             float[] x = rows[t];
-            float[] moved = form.PreMatrix is null ? [.. x] : Project(form.PreMatrix, x.Length, x, reversed);
-            for (int i = 0; i < moved.Length; i++)
-            {
-                moved[i] += form.PreOffset?[i] ?? 0;
-            }
-
-            common[t] = (form.Linear is null ? 0 : Dot(form.Linear, x, reversed)) - (form.NormCoefficient * Dot(moved, moved, reversed));
+            float[] moved = Move(form, x, reversed);
+            common[t] = Common(form, x, moved, reversed);
             projected[t] = form.Projection is null ? moved : Project(form.Projection, form.FeatureDimension, moved, reversed);
         }
 
@@ -223,6 +218,35 @@ public static class PlainAttention
         return projected;
     }
 
+    /// <summary><c>P x + p</c>.</summary>
+    internal static float[] Move(FeatureForm form, float[] x, bool reversed)
+    {
+        float[] moved = form.PreMatrix is null ? [.. x] : Project(form.PreMatrix, x.Length, x, reversed);
+        for (int i = 0; i < moved.Length; i++)
+        {
+            moved[i] += form.PreOffset?[i] ?? 0;
+        }
+
+        return moved;
+    }
+
+    /// <summary>The activation's arguments, given what <see cref="Move"/> makes of a row.</summary>
+    internal static float[] Arguments(FeatureForm form, float[] x, float[] moved, bool reversed)
+    {
+        float common = Common(form, x, moved, reversed);
+        float[] projected = form.Projection is null ? [.. moved] : Project(form.Projection, form.FeatureDimension, moved, reversed);
+        for (int r = 0; r < projected.Length; r++)
+        {
+            projected[r] = projected[r] + (form.Offset?[r] ?? 0) + common;
+        }
+
+        return projected;
+    }
+
+    /// <summary>What all arguments of a row have in common.</summary>
+    private static float Common(FeatureForm form, float[] x, float[] moved, bool reversed) =>
+        (form.Linear is null ? 0 : Dot(form.Linear, x, reversed)) - (form.NormCoefficient * Dot(moved, moved, reversed));
+
     private static float[] Project(float[] matrix, int rows, float[] x, bool reversed)
     {
         float[] result = new float[rows];
@@ -234,7 +258,7 @@ public static class PlainAttention
         return result;
     }
 
-    private static float Dot(ReadOnlySpan<float> a, ReadOnlySpan<float> b, bool reversed)
+    internal static float Dot(ReadOnlySpan<float> a, ReadOnlySpan<float> b, bool reversed)
     {
         float sum = 0;
         for (int n = 0; n < a.Length; n++)

@@ -40,6 +40,19 @@ public static class Tolerance
         Require(actual, oracle, plain.Forward, plain.Backward, rounding, factor);
     }
 
+    /// <summary>Runs the oracle and the plain implementation of a problem's gradients and holds an engine's against them.</summary>
+    /// <exception cref="VerificationException">A gradient errs too much; the message has both errors.</exception>
+    public static void RequireGradients(
+        AttentionProblem problem, float[] query, float[] key, float[] value, float[] outputGradient, AttentionGradients actual, byte[]? keyMask = null)
+    {
+        ArgumentNullException.ThrowIfNull(actual);
+        ReferenceGradient oracle = Oracles.Gradients(problem, query, key, value, outputGradient, keyMask);
+        PlainGradientResult plain = PlainGradients.Run(problem, query, key, value, outputGradient, keyMask);
+        RequireGradient("query", actual.Query, oracle.Query, plain.Forward.Query, plain.Backward.Query, plain.QueryRounding);
+        RequireGradient("key", actual.Key, oracle.Key, plain.Forward.Key, plain.Backward.Key, plain.KeyRounding);
+        RequireGradient("value", actual.Value, oracle.Value, plain.Forward.Value, plain.Backward.Value, plain.ValueRounding);
+    }
+
     /// <summary>Holds results against an oracle's, given plain results in two orders of summation and what rounding may amount to.</summary>
     /// <exception cref="VerificationException">The results err too much; the message has both errors.</exception>
     public static void Require(
@@ -71,6 +84,18 @@ public static class Tolerance
                 $"RMS error {engine.Rms:g4}, {engine.Rms / plain.Rms:g3} times plain float32's {plain.Rms:g4} " +
                 $"(allowed: {factor} times and {roundingRms:g3} of rounding); largest error {engine.Max:g4} at element {engine.Worst} of {actual.Length} " +
                 $"({Element(actual, engine.Worst)} for {Element(oracle, engine.Worst)}), plain {plain.Max:g4} (rounding {roundingMax:g3}).");
+        }
+    }
+
+    private static void RequireGradient(string name, float[] actual, double[] oracle, float[] plainForward, float[] plainBackward, double[] rounding)
+    {
+        try
+        {
+            Require(actual, oracle, plainForward, plainBackward, rounding, Gradients);
+        }
+        catch (VerificationException exception)
+        {
+            throw new VerificationException($"The {name} gradient: {exception.Message}", exception);
         }
     }
 

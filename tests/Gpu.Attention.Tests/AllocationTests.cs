@@ -121,4 +121,48 @@ public sealed class AllocationTests
                 new MemoryRegion(null, all.Address + (nint)(index * shape.QueryElements * sizeof(float)), shape.QueryElements, storage), shape.QueryLength, 4, 16);
         }
     }
+
+    [Theory]
+    [InlineData(false, 8)]
+    [InlineData(true, 8)]
+    [InlineData(true, 1)]
+    public unsafe void A_second_backward_pass_allocates_nothing(bool causal, int heads)
+    {
+        var shape = new AttentionShape(1, 1000, heads, 16);
+        AttentionProblem[] problems =
+            [Maps.Problem("favor+", shape, causal), Maps.Problem("elu", shape, causal), new AttentionProblem { Shape = shape, Causal = causal, Scale = 0.25f }];
+        var engine = new SimdEngine();
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1, 0.5);
+        float[] workspace = new float[problems.Max(p => Math.Max(engine.WorkspaceBytes(p), engine.BackwardWorkspaceBytes(p))) / sizeof(float)];
+        float[] rest = new float[5 * shape.OutputElements];
+        fixed (float* query = q, key = k, value = v, scratch = workspace, others = rest)
+        {
+            nint size = (nint)shape.OutputElements;
+            var buffers = new AttentionBuffers
+            {
+                Query = Tensor(query), Key = Tensor(key), Value = Tensor(value), Output = Tensor(others), Workspace = MemoryRegion.Host(scratch, workspace.Length),
+            };
+            var gradients = new GradientBuffers
+            {
+                OutputGradient = Tensor(others + size), QueryGradient = Tensor(others + (2 * size)), KeyGradient = Tensor(others + (3 * size)),
+                ValueGradient = Tensor(others + (4 * size)),
+            };
+            long least = long.MaxValue;
+            for (int round = 0; round < 20 && least > 0; round++)
+            {
+                long before = GC.GetTotalAllocatedBytes(precise: true);
+                foreach (AttentionProblem problem in problems)
+                {
+                    engine.Forward(problem, buffers);
+                    engine.Backward(problem, buffers, gradients);
+                }
+
+                least = Math.Min(least, GC.GetTotalAllocatedBytes(precise: true) - before);
+            }
+
+            Assert.Equal(0, least);
+        }
+
+        TensorBuffer Tensor(float* elements) => TensorBuffer.Dense(MemoryRegion.Host(elements, shape.OutputElements), 1000, heads, 16);
+    }
 }

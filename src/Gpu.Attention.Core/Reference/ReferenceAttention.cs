@@ -236,7 +236,7 @@ public static class ReferenceAttention
     }
 
     /// <summary>Weights from their logarithms, −∞ where a key is not seen.</summary>
-    private static double[] FromLogarithms(double[] logarithms, ReferenceOptions options)
+    internal static double[] FromLogarithms(double[] logarithms, ReferenceOptions options)
     {
         double shift = logarithms.DefaultIfEmpty(double.NegativeInfinity).Max();
         if (double.IsNegativeInfinity(shift))
@@ -306,16 +306,16 @@ public static class ReferenceAttention
         key is not null && j < VisibleKeys(shape, i, options);
 
     /// <summary>How many keys a query sees, those that are masked included.</summary>
-    private static int VisibleKeys(AttentionShape shape, int i, ReferenceOptions options) => options.Causal
+    internal static int VisibleKeys(AttentionShape shape, int i, ReferenceOptions options) => options.Causal
         ? Math.Clamp((((i / options.CausalBlock) + 1) * options.CausalBlock) + shape.KeyLength - shape.QueryLength, 0, shape.KeyLength)
         : shape.KeyLength;
 
-    private static double[][] QueryRows(AttentionShape shape, float[] query, int batch, int head) =>
+    internal static double[][] QueryRows(AttentionShape shape, float[] query, int batch, int head) =>
         [.. Enumerable.Range(0, shape.QueryLength)
             .Select(i => Row(query, shape.QueryLength, shape.Heads, shape.KeyDimension, batch, i, head))];
 
     /// <summary>The keys of one head; null where a key is masked.</summary>
-    private static double[]?[] KeyRows(AttentionShape shape, float[] key, int batch, int keyHead, ReferenceOptions options) =>
+    internal static double[]?[] KeyRows(AttentionShape shape, float[] key, int batch, int keyHead, ReferenceOptions options) =>
         [.. Enumerable.Range(0, shape.KeyLength)
             .Select(j => options.KeyMask is { } mask && mask[(batch * shape.KeyLength) + j] == 0
                 ? null
@@ -328,13 +328,13 @@ public static class ReferenceAttention
         return Array.ConvertAll(keys, k => k is null ? null : features[next++]);
     }
 
-    private static double[] Row(float[] tensor, int length, int heads, int dimension, int batch, int token, int head) =>
+    internal static double[] Row(float[] tensor, int length, int heads, int dimension, int batch, int token, int head) =>
         Array.ConvertAll(tensor.AsSpan(RowIndex(length, heads, dimension, batch, token, head), dimension).ToArray(), x => (double)x);
 
     private static int RowIndex(int length, int heads, int dimension, int batch, int token, int head) =>
         ((((batch * length) + token) * heads) + head) * dimension;
 
-    private static double Dot(double[] a, double[] b)
+    internal static double Dot(double[] a, double[] b)
     {
         double sum = 0;
         for (int i = 0; i < a.Length; i++)
@@ -368,7 +368,7 @@ public static class ReferenceAttention
         return max + Math.Log(sum);
     }
 
-    private static void RequireFit(AttentionShape shape, float[] query, float[] key, float[]? value, ReferenceOptions options)
+    internal static void RequireFit(AttentionShape shape, float[] query, float[] key, float[]? value, ReferenceOptions options)
     {
         Require(query, shape.QueryElements, nameof(query));
         Require(key, shape.KeyElements, nameof(key));

@@ -43,15 +43,12 @@ internal sealed unsafe partial class LinearForward<TV>
     /// <summary>Rows that see no key are 0, whatever the query holds.</summary>
     private void ClearOutput(long chain, QueryBlock block)
     {
-        int bytes = _problem.Shape.ValueDimension * _problem.Storage.Size();
         int place = Place(chain);
         int firstHead = KeyHead(chain) * _problem.Shape.HeadGroup;
-        for (int token = block.FirstQuery; token < block.FirstQuery + block.Queries; token++)
+        var tokens = new TokenList(block.FirstQuery, block.Queries);
+        for (int head = firstHead; head < firstHead + _problem.Shape.HeadGroup; head++)
         {
-            for (int head = firstHead; head < firstHead + _problem.Shape.HeadGroup; head++)
-            {
-                new Span<byte>(_buffers.Output.Row(BatchRow(place), token, head), bytes).Clear();
-            }
+            StoredRows.Clear(_buffers.Output, BatchRow(place), head, tokens, _problem.Shape.ValueDimension);
         }
     }
 
@@ -166,130 +163,6 @@ internal sealed unsafe partial class LinearForward<TV>
             }
 
             WriteOutput(_buffers.Output.Row(batch, token, head), n, (nint)_buffers.Output.TokenStride, scratch);
-        }
-    }
-
-    /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
-    private void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
-    {
-        int rs = _layout.FeatureStride;
-        float* mapped = PreMap(_query, n, x, stride, scratch, out nint mappedStride);
-        if (_query.Panels is null)
-        {
-            SimdBlas<TV>.CopyRows(n, _layout.Features, mapped, mappedStride, scratch.Queries, rs);
-        }
-        else
-        {
-            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, _query.Panels, scratch.Queries, rs);
-        }
-
-        // A row's own term scales all of its features alike: it cancels under the normaliser unless a constant is added to them.
-        bool needsTerm = !_problem.Normalize || _epsilon != 0 || _mode != FeatureMode.Logarithmic;
-        if (needsTerm)
-        {
-            RowTerms(_query, n, x, stride, mapped, mappedStride, scratch.RowTerm);
-        }
-
-        ActivateQueries(n, scratch, scale, normalizers);
-    }
-
-    /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
-    private void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
-    {
-        int rs = _layout.FeatureStride;
-        if (_mode == FeatureMode.Logarithmic)
-        {
-            ExponentiateQueries(n, scratch, scale, normalizers);
-            return;
-        }
-
-        for (int row = 0; row < n; row++)
-        {
-            float* q = scratch.Queries + ((nint)row * rs);
-            if (_mode == FeatureMode.Direct)
-            {
-                if (_query.HasRowTerm || _query.Form.Offset is not null)
-                {
-                    TV term = TV.Broadcast(scratch.RowTerm[row]);
-                    for (int i = 0; i < rs; i += TV.Count)
-                    {
-                        TV.Store(TV.Add(TV.Load(q + i), TV.Add(term, TV.Load(_query.Offset + i))), q + i);
-                    }
-                }
-
-                Activate(_query.Form.Activation, _layout.Features, q);
-            }
-            else
-            {
-                var features = new Span<float>(q, _layout.Features);
-                float shift = scratch.RowTerm[row] - TensorPrimitives.Max<float>(features);
-                for (int i = 0; i < features.Length; i++)
-                {
-                    features[i] = MathF.Exp(_query.Offset[i]) * (MathF.Exp(features[i] + shift) + _epsilon);
-                }
-            }
-
-            new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
-            scratch.Denominator[row] = SimdBlas<TV>.Dot(rs, q, normalizers);
-        }
-    }
-
-    private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
-    {
-        int rs = _layout.FeatureStride;
-        float* bias = scratch.Bias;
-        for (int i = 0; i < rs; i++)
-        {
-            bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
-        }
-
-        for (int row = 0; row < n; row++)
-        {
-            float* q = scratch.Queries + ((nint)row * rs);
-            if (_epsilon != 0)
-            {
-                AddEpsilonToQuery(q, scratch.RowTerm[row]);
-                scratch.RowTerm[row] = 0;
-            }
-
-            TV maximum = TV.Broadcast(float.NegativeInfinity);
-            for (int i = 0; i < rs; i += TV.Count)
-            {
-                TV log = TV.Add(TV.Load(q + i), TV.Load(bias + i));
-                TV.Store(log, q + i);
-                maximum = TV.Max(maximum, log);
-            }
-
-            // −∞ throughout: the state is empty and nothing inside the chunk counts either; every feature is 0.
-            float top = TV.MaxAcross(maximum);
-            float shift = float.IsNegativeInfinity(top) ? 0 : top;
-            scratch.RowMaximum[row] = top;
-            TV down = TV.Broadcast(shift);
-            TV sum = default;
-            for (int i = 0; i < rs; i += TV.Count)
-            {
-                TV value = SimdExp.Exp(TV.Subtract(TV.Load(q + i), down));
-                sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
-                TV.Store(value, q + i);
-            }
-
-            scratch.Denominator[row] = TV.Sum(sum);
-        }
-    }
-
-    /// <summary>Q̂K̂ᵀ as far as rows see, and its row sums to the normalisers.</summary>
-    private void Scores(int n, int* seen, Scratch scratch, float* keysTransposed)
-    {
-        for (int row = 0; row < n; row += MicroKernel<TV>.Rows)
-        {
-            int height = Math.Min(MicroKernel<TV>.Rows, n - row);
-            MicroKernel<TV>.Multiply(
-                height, PackedForm<TV>.RoundUp(seen[row + height - 1]), _layout.Features, scratch.Queries + ((nint)row * _layout.FeatureStride),
-                _layout.FeatureStride, keysTransposed, Chunk, scratch.Scores + ((nint)row * Chunk), Chunk, false);
-            for (int i = row; i < row + height; i++)
-            {
-                scratch.Denominator[i] += SimdBlas<TV>.Sum(seen[i], scratch.Scores + ((nint)i * Chunk));
-            }
         }
     }
 

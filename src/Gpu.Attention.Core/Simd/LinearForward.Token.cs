@@ -162,17 +162,7 @@ internal sealed unsafe partial class LinearForward<TV>
         // The rows of a token's heads are taken as those of so many tokens.
         TensorBuffer turned = tensor with { TokenStride = tensor.HeadStride, HeadStride = tensor.TokenStride };
         float* x = StoredRows.Read(turned, batch, head: 0, new TokenList(firstHead, n), _layout.InputDimension, scratch.Rows, out nint stride);
-        float* mapped = PreMap(form, n, x, stride, scratch, out nint mappedStride);
-        if (form.Panels is null)
-        {
-            SimdBlas<TV>.CopyRows(n, _layout.Features, mapped, mappedStride, target, _layout.FeatureStride);
-        }
-        else
-        {
-            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, form.Panels, target, _layout.FeatureStride);
-        }
-
-        RowTerms(form, n, x, stride, mapped, mappedStride, terms);
+        ProjectRows(form, n, x, stride, target, terms, scratch);
     }
 
     /// <summary>

@@ -133,7 +133,7 @@ internal readonly struct LinearLayout
     private static long Line(long floats) => (floats + LineFloats - 1) / LineFloats * LineFloats;
 
     /// <summary>Hands out pieces of one stretch of memory; with a null start it only counts.</summary>
-    private unsafe struct Arena(float* start)
+    internal unsafe struct Arena(float* start)
     {
         public long Floats { get; private set; }
 

@@ -57,6 +57,12 @@ internal sealed unsafe class PackedForm<TV>
     /// <summary>Pᵀ in panels; null without a pre-matrix.</summary>
     public float* PrePanels { get; }
 
+    /// <summary>W in panels, to bring gradients back through the projection; null without one or before <see cref="PrepareBackward"/>.</summary>
+    public float* BackPanels { get; private set; }
+
+    /// <summary>P in panels; null without a pre-matrix or before <see cref="PrepareBackward"/>.</summary>
+    public float* BackPrePanels { get; private set; }
+
     /// <summary>p, or null.</summary>
     public float* PreOffset { get; }
 
@@ -73,6 +79,23 @@ internal sealed unsafe class PackedForm<TV>
 
     public static PackedForm<TV> Of(FeatureForm form) => Cache.GetValue(form, static f => new PackedForm<TV>(f));
 
+    /// <summary>Makes what only a backward pass needs, once.</summary>
+    public void PrepareBackward()
+    {
+        lock (_pinned)
+        {
+            if (BackPanels is null && Form.Projection is not null)
+            {
+                BackPanels = PackPanels(Transposed(Form.Projection, Form.InputDimension), Form.InputDimension, Form.FeatureDimension);
+            }
+
+            if (BackPrePanels is null && Form.PreMatrix is not null)
+            {
+                BackPrePanels = PackPanels(Transposed(Form.PreMatrix, Form.InputDimension), Form.InputDimension, Form.InputDimension);
+            }
+        }
+    }
+
     public static int RoundUp(int length) => (length + TV.Count - 1) / TV.Count * TV.Count;
 
     /// <summary><c>Y[n, RoundUp(rows)] = X Mᵀ</c> for a matrix in panels.</summary>
@@ -85,6 +108,21 @@ internal sealed unsafe class PackedForm<TV>
             MicroKernel<TV>.Multiply(
                 n, Math.Min(width, padded - column), inner, x, xStride, panels + ((nint)column * inner), width, y + column, yStride, false);
         }
+    }
+
+    private static float[] Transposed(float[] matrix, int columns)
+    {
+        float[] transposed = new float[matrix.Length];
+        int rows = matrix.Length / columns;
+        for (int row = 0; row < rows; row++)
+        {
+            for (int column = 0; column < columns; column++)
+            {
+                transposed[((long)column * rows) + row] = matrix[((long)row * columns) + column];
+            }
+        }
+
+        return transposed;
     }
 
     private float* PackPanels(float[] matrix, int rows, int inner)

@@ -31,6 +31,28 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
+    /// <summary>Adds <c>P V</c> to O where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read.</summary>
+    public static void AddSuffixProduct(
+        int rows, int inner, int* first, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
+    {
+        for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
+        {
+            int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
+            int countedByAll = first[row + height - 1];
+            for (int i = row; i < row + height; i++)
+            {
+                for (int j = first[i]; j < countedByAll; j++)
+                {
+                    MultiplyAdd(n, p[(i * pStride) + j], v + (j * vStride), o + (i * oStride));
+                }
+            }
+
+            MicroKernel<TV>.Multiply(
+                height, n, inner - countedByAll, p + (row * pStride) + countedByAll, pStride, v + (countedByAll * vStride), vStride, o + (row * oStride),
+                oStride, true);
+        }
+    }
+
     /// <summary><c>y += a x</c> over whole vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void MultiplyAdd(int n, float a, float* x, float* y)

@@ -72,14 +72,46 @@ internal sealed class SimdEngine : IAttentionEngine
     }
 
     /// <inheritdoc/>
-    public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("the host engine has no backward pass yet");
+    public EngineSupport SupportsBackward(AttentionProblem problem)
+    {
+        EngineSupport forward = Supports(problem);
+        return !forward.IsSupported ? forward : problem switch
+        {
+            { Convention: not ReferenceConvention.None } =>
+                EngineSupport.No($"the {problem.Convention} convention is there to compare outputs with, and has no backward pass"),
+            { Features.Family: FeatureFamily.Exponential, FeatureEpsilon: not 0 } =>
+                EngineSupport.No("a constant added to exponential features has no backward pass"),
+            { Features: { } f } when WithoutDerivative(f) is { } activation =>
+                EngineSupport.No($"the function {activation} was made without a derivative"),
+            _ => EngineSupport.Yes,
+        };
+
+        static FeatureActivation? WithoutDerivative(FeaturePair features) =>
+            !features.Query.Activation.HasDerivative ? features.Query.Activation : !features.Key.Activation.HasDerivative ? features.Key.Activation : null;
+    }
 
     /// <inheritdoc/>
-    public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException("The host engine has no backward pass yet.");
+    public long BackwardWorkspaceBytes(AttentionProblem problem)
+    {
+        ArgumentNullException.ThrowIfNull(problem);
+        return _backend.BackwardWorkspaceBytes(problem);
+    }
 
     /// <inheritdoc/>
-    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
-        throw new NotSupportedException("The host engine has no backward pass yet.");
+    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
+    {
+        EngineSupport support = SupportsBackward(problem);
+        if (!support.IsSupported)
+        {
+            throw new NotSupportedException($"The host engine cannot differentiate this: {support.Reason}.");
+        }
+
+        if (problem.Sequences > 0)
+        {
+            RequireFit(problem, buffers, gradients);
+            _backend.Backward(problem, buffers, gradients);
+        }
+    }
 
     // Query, key, value and output are the caller's to get right but for how they are stored: an engine sees where they lie, not how far they reach.
     private void RequireFit(AttentionProblem problem, in AttentionBuffers buffers)
@@ -89,22 +121,57 @@ internal sealed class SimdEngine : IAttentionEngine
             throw new ArgumentException("The problem and its buffers disagree on whether there is an initial or a final state.", nameof(buffers));
         }
 
+        RequireStored(problem, buffers);
+        RequireWorkspace(problem, buffers, WorkspaceBytes(problem));
+    }
+
+    private void RequireFit(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
+    {
+        if (problem.HasInitialState == buffers.InitialState.IsEmpty || !(problem.HasInitialState || gradients.InitialStateGradient.IsEmpty))
+        {
+            throw new ArgumentException("The problem and its buffers disagree on whether there is an initial state.", nameof(buffers));
+        }
+
+        if (!buffers.InitialState.Maximum.IsEmpty || !gradients.FinalStateGradient.Maximum.IsEmpty)
+        {
+            throw new ArgumentException("Backward takes states at the scale of their largest log feature only.", nameof(buffers));
+        }
+
+        if (problem.Features is { Family: FeatureFamily.Exponential } && !gradients.FinalStateGradient.IsEmpty && gradients.FinalStateGradient.LogScale.IsEmpty)
+        {
+            throw new ArgumentException("The final state's gradient comes without the scale that it is meant at.", nameof(gradients));
+        }
+
+        RequireStored(problem, buffers);
+        if (!IsStored(problem, gradients.OutputGradient) || !IsStored(problem, gradients.QueryGradient)
+            || !IsStored(problem, gradients.KeyGradient) || !IsStored(problem, gradients.ValueGradient))
+        {
+            throw new ArgumentException($"The gradients are not all stored as {problem.Storage}, as the problem says.", nameof(gradients));
+        }
+
+        RequireWorkspace(problem, buffers, BackwardWorkspaceBytes(problem));
+    }
+
+    private static void RequireStored(AttentionProblem problem, in AttentionBuffers buffers)
+    {
         AttentionShape s = problem.Shape;
-        if (!IsStored(buffers.Query, s.QueryElements) || !IsStored(buffers.Key, s.KeyElements)
-            || !IsStored(buffers.Value, s.ValueElements) || !IsStored(buffers.Output, s.OutputElements))
+        if (!((s.QueryElements == 0 || IsStored(problem, buffers.Query)) && (s.KeyElements == 0 || IsStored(problem, buffers.Key))
+            && (s.ValueElements == 0 || IsStored(problem, buffers.Value)) && (s.OutputElements == 0 || IsStored(problem, buffers.Output))))
         {
             throw new ArgumentException($"Query, key, value and output are not all stored as {problem.Storage}, as the problem says.", nameof(buffers));
         }
+    }
 
-        long needed = WorkspaceBytes(problem);
+    private static void RequireWorkspace(AttentionProblem problem, in AttentionBuffers buffers, long needed)
+    {
         if (buffers.Workspace.Length * sizeof(float) < needed)
         {
             throw new ArgumentException(
                 $"The workspace has {buffers.Workspace.Length * sizeof(float)} bytes where {problem.Shape} takes {needed}.", nameof(buffers));
         }
-
-        bool IsStored(TensorBuffer tensor, long elements) => elements == 0 || tensor.Memory.Type == problem.Storage;
     }
+
+    private static bool IsStored(AttentionProblem problem, TensorBuffer tensor) => tensor.Memory.IsEmpty || tensor.Memory.Type == problem.Storage;
 
     /// <summary>The engine at one vector width.</summary>
     private abstract class Backend
@@ -114,6 +181,10 @@ internal sealed class SimdEngine : IAttentionEngine
         public abstract long WorkspaceBytes(AttentionProblem problem);
 
         public abstract void Forward(AttentionProblem problem, in AttentionBuffers buffers);
+
+        public abstract long BackwardWorkspaceBytes(AttentionProblem problem);
+
+        public abstract void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients);
     }
 
     private sealed class Backend<TV>(int degree, bool sweepsTokens) : Backend
@@ -121,6 +192,8 @@ internal sealed class SimdEngine : IAttentionEngine
     {
         private readonly Stack<IForwardPass> _linear = new();
         private readonly Stack<IForwardPass> _softmax = new();
+        private readonly Stack<IBackwardPass> _linearBackward = new();
+        private readonly Stack<IBackwardPass> _softmaxBackward = new();
 
         public override string Width => TV.Count == 1 ? "scalar" : $"{32 * TV.Count}-bit vectors";
 
@@ -143,6 +216,32 @@ internal sealed class SimdEngine : IAttentionEngine
             try
             {
                 pass.Run(problem, buffers);
+            }
+            finally
+            {
+                lock (idle)
+                {
+                    idle.Push(pass);
+                }
+            }
+        }
+
+        public override long BackwardWorkspaceBytes(AttentionProblem problem) =>
+            64 + (problem.Features is null ? SoftmaxBackward<TV>.WorkspaceBytes(problem, degree) : LinearBackward<TV>.WorkspaceBytes(problem, degree));
+
+        public override void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
+        {
+            Stack<IBackwardPass> idle = problem.Features is null ? _softmaxBackward : _linearBackward;
+            IBackwardPass? pass;
+            lock (idle)
+            {
+                idle.TryPop(out pass);
+            }
+
+            pass ??= problem.Features is null ? new SoftmaxBackward<TV>(new ParallelLoop(degree)) : new LinearBackward<TV>(new ParallelLoop(degree));
+            try
+            {
+                pass.Run(problem, buffers, gradients);
             }
             finally
             {

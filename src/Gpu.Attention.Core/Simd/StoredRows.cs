@@ -76,6 +76,51 @@ internal static unsafe class StoredRows
         }
     }
 
+    /// <summary>Writes one head's rows of some tokens, each element rounded once.</summary>
+    public static void Write(in TensorBuffer tensor, long batch, long head, TokenList tokens, int width, float* source, int stride)
+    {
+        for (int row = 0; row < tokens.Count; row++)
+        {
+            float* from = source + ((nint)row * stride);
+            void* to = tensor.Row(batch, tokens[row], head);
+            if (tensor.Memory.Type == ElementType.Single)
+            {
+                new ReadOnlySpan<float>(from, width).CopyTo(new Span<float>(to, width));
+            }
+            else
+            {
+                Narrow(from, width, tensor.Memory.Type, to);
+            }
+        }
+    }
+
+    /// <summary>Clears one head's rows of some tokens.</summary>
+    public static void Clear(in TensorBuffer tensor, long batch, long head, TokenList tokens, int width)
+    {
+        for (int row = 0; row < tokens.Count; row++)
+        {
+            new Span<byte>(tensor.Row(batch, tokens[row], head), width * tensor.Memory.Type.Size()).Clear();
+        }
+    }
+
+    /// <summary>Clears one head's rows of the tokens of a sequence whose keys take no part.</summary>
+    public static void ClearMasked(in TensorBuffer tensor, SequenceLayout layout, SequencePlan plan, int place, long head, int width)
+    {
+        (int token, int count) = layout.Keys(plan.Order[place]);
+        ReadOnlySpan<int> visible = plan.KeyTokens.AsSpan(plan.FirstKey[place], plan.Keys(place));
+        for (int end = token + count; token < end; token++)
+        {
+            if (!visible.IsEmpty && visible[0] == token)
+            {
+                visible = visible[1..];
+            }
+            else
+            {
+                Clear(tensor, plan.Batch[place], head, new TokenList(token, 1), width);
+            }
+        }
+    }
+
     /// <summary>Stored elements as float32: the same numbers.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Widen(void* source, ElementType type, int n, float* target)

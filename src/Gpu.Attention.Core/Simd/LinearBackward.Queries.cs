@@ -1,0 +1,264 @@
+using System.Numerics.Tensors;
+using Room = Gpu.Attention.LinearBackwardLayout.Room;
+using Scratch = Gpu.Attention.LinearLayout.Scratch;
+
+namespace Gpu.Attention;
+
+// Queries: what they ask of what they read, and the way of every gradient back through a feature map to rows.
+internal sealed unsafe partial class LinearBackward<TV>
+{
+    /// <summary>Queries of every head that reads a key head: their own gradients, and what they add to those of the keys and of R̂.</summary>
+    private void RunQueries(long chain, int token, int n, in View view, in Room room)
+    {
+        if (_gradients.OutputGradient.Memory.IsEmpty)
+        {
+            ClearQueries(chain, token, n);
+            return;
+        }
+
+        AttentionShape shape = _problem.Shape;
+        Scratch scratch = room.Scratch;
+        int place = Place(chain);
+        int batch = BatchRow(place);
+        int rs = _layout.FeatureStride;
+        var tokens = new TokenList(token, n);
+
+        // How many keys each query sees, and the first query that sees each key.
+        int* seen = stackalloc int[Chunk];
+        int* first = stackalloc int[Chunk];
+        int known = 0;
+        for (int row = 0; view.Keys > 0 && row < n; row++)
+        {
+            seen[row] = Seen(place, token + row) - view.Before;
+            for (; known < seen[row]; known++)
+            {
+                first[known] = row;
+            }
+        }
+
+        new Span<int>(first + known, Chunk - known).Fill(n);
+        int firstHead = KeyHead(chain) * shape.HeadGroup;
+        for (int head = firstHead; head < firstHead + shape.HeadGroup; head++)
+        {
+            float* x = StoredRows.Read(_buffers.Query, batch, head, tokens, shape.KeyDimension, scratch.Rows, out nint stride);
+            QueryFeatures(x, n, stride, scratch, view.Scale, view.Normalizers);
+            if (view.Keys > 0)
+            {
+                Scores(n, seen, scratch, view.KeysTransposed);
+            }
+
+            SumGradients(batch, head, tokens, room);
+            if (view.Keys > 0)
+            {
+                AddToKeys(n, seen, first, view.Keys, room);
+            }
+
+            if (_wantsReverse)
+            {
+                SimdBlas<TV>.Transpose(n, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.GradientTransposed, Chunk);
+                MicroKernel<TV>.Multiply(
+                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, room.Reverse, rs, true);
+            }
+
+            if (_wantsQueries)
+            {
+                MicroKernel<TV>.Multiply(
+                    n, rs, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.StateTransposed, rs, room.QueryFeatureGradient, rs, false);
+                if (view.Keys > 0)
+                {
+                    SimdBlas<TV>.AddCausalProduct(n, seen, room.Products, Chunk, room.KeyRows, rs, rs, room.QueryFeatureGradient, rs);
+                }
+
+                // Under the normaliser a row's own term has no part in the output: the sum of its log features' gradients is 0.
+                bool hasRowTerm = _query.HasRowTerm && !(_problem.Normalize && _mode == FeatureMode.Logarithmic);
+                WriteRows(
+                    _query, n, x, stride, scratch.Queries, room.QueryFeatureGradient, hasRowTerm, room, _gradients.QueryGradient, batch, head, tokens);
+            }
+        }
+    }
+
+    /// <summary>Ĝ: the gradient of the sums that a query reads, and of its normaliser.</summary>
+    private void SumGradients(int batch, int head, TokenList tokens, in Room room)
+    {
+        Scratch scratch = room.Scratch;
+        int dv = _problem.Shape.ValueDimension;
+        StoredRows.Copy(_gradients.OutputGradient, batch, head, tokens, dv, room.Gradient, room.GradientStride);
+        float* output = StoredRows.Read(_buffers.Output, batch, head, tokens, dv, scratch.Output, out nint stride);
+        for (int row = 0; row < tokens.Count; row++)
+        {
+            float* gradient = room.Gradient + ((nint)row * room.GradientStride);
+            var sums = new Span<float>(gradient, dv);
+            if (_problem.Normalize)
+            {
+                float denominator = scratch.Denominator[row];
+                if (denominator == 0)
+                {
+                    sums.Clear();
+                    continue;
+                }
+
+                gradient[dv] = -TensorPrimitives.Dot(sums, new ReadOnlySpan<float>(output + (row * stride), dv)) / denominator;
+                TensorPrimitives.Divide(sums, denominator, sums);
+            }
+            else if (_mode == FeatureMode.Logarithmic)
+            {
+                // In two steps, as the output is.
+                float root = MathF.Exp((scratch.RowMaximum[row] + scratch.RowTerm[row]) / 2);
+                TensorPrimitives.Multiply(sums, root, sums);
+                TensorPrimitives.Multiply(sums, root, sums);
+            }
+            else
+            {
+                TensorPrimitives.Multiply(sums, _problem.Scale, sums);
+            }
+        }
+    }
+
+    /// <summary>P, the gradient of the scores, and what comes of it and of the scores for the keys that queries see.</summary>
+    private void AddToKeys(int n, int* seen, int* first, int keys, in Room room)
+    {
+        Scratch scratch = room.Scratch;
+        int rs = _layout.FeatureStride;
+        if (_wantsValues)
+        {
+            SimdBlas<TV>.Transpose(n, keys, scratch.Scores, Chunk, room.Turned, Chunk);
+            SimdBlas<TV>.AddSuffixProduct(
+                keys, n, first, room.Turned, Chunk, room.Gradient, room.GradientStride, _layout.ValueStride, room.ValueGradient, _layout.ValueStride);
+        }
+
+        if (_wantsQueries || _wantsKeys)
+        {
+            MultiplyVisible(
+                n, seen, _problem.Shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.ValuesTransposed, room.Products);
+        }
+
+        if (_wantsKeys)
+        {
+            SimdBlas<TV>.Transpose(n, keys, room.Products, Chunk, room.Turned, Chunk);
+            SimdBlas<TV>.AddSuffixProduct(keys, n, first, room.Turned, Chunk, scratch.Queries, rs, rs, room.KeyFeatureGradient, rs);
+        }
+    }
+
+    private void TransposeState(float* sums, float* normalizers, in Room room)
+    {
+        if (_wantsQueries)
+        {
+            int rs = _layout.FeatureStride;
+            int dv = _problem.Shape.ValueDimension;
+            SimdBlas<TV>.Transpose(_layout.Features, dv, sums, _layout.ValueStride, room.StateTransposed, rs);
+            Copy(normalizers, room.StateTransposed + ((nint)dv * rs), rs);
+        }
+    }
+
+    private void ClearQueries(long chain, int token, int n)
+    {
+        int firstHead = KeyHead(chain) * _problem.Shape.HeadGroup;
+        for (int head = firstHead; _wantsQueries && head < firstHead + _problem.Shape.HeadGroup; head++)
+        {
+            StoredRows.Clear(_gradients.QueryGradient, BatchRow(Place(chain)), head, new TokenList(token, n), _layout.InputDimension);
+        }
+    }
+
+    // ---- through a feature map ----
+
+    /// <summary>Gradients of features to those of the rows x that they were made of.</summary>
+    private void WriteRows(
+        PackedForm<TV> form, int n, float* x, nint stride, float* features, float* gradient, bool hasRowTerm, in Room room, in TensorBuffer target,
+        int batch, int head, TokenList tokens)
+    {
+        ArgumentGradients(form, n, x, stride, features, gradient, room);
+        int rs = _layout.FeatureStride;
+        int d = _layout.InputDimension;
+        for (int row = 0; hasRowTerm && row < n; row++)
+        {
+            room.RowSums[row] = SimdBlas<TV>.Sum(_layout.Features, gradient + ((nint)row * rs));
+        }
+
+        // dy = Wᵀ dl − 2β(Σ dl) y.
+        float* rows = gradient;
+        int rowStride = rs;
+        if (form.BackPanels is not null)
+        {
+            rows = room.ProjectedGradient;
+            rowStride = form.InputStride;
+            PackedForm<TV>.MultiplyPanels(n, d, _layout.Features, gradient, rs, form.BackPanels, rows, rowStride);
+        }
+
+        if (hasRowTerm && form.Form.NormCoefficient != 0)
+        {
+            float* mapped = PreMap(form, n, x, stride, room.Scratch, out nint mappedStride);
+            for (int row = 0; row < n; row++)
+            {
+                AddMultiple(d, -2 * form.Form.NormCoefficient * room.RowSums[row], mapped + (row * mappedStride), rows + ((nint)row * rowStride));
+            }
+        }
+
+        // dx = Pᵀ dy + (Σ dl) u.
+        if (form.BackPrePanels is not null)
+        {
+            PackedForm<TV>.MultiplyPanels(n, d, d, rows, rowStride, form.BackPrePanels, room.InputGradient, form.InputStride);
+            rows = room.InputGradient;
+            rowStride = form.InputStride;
+        }
+
+        for (int row = 0; hasRowTerm && form.Linear is not null && row < n; row++)
+        {
+            AddMultiple(d, room.RowSums[row], form.Linear, rows + ((nint)row * rowStride));
+        }
+
+        StoredRows.Write(target, batch, head, tokens, d, rows, rowStride);
+    }
+
+    /// <summary>Gradients of features to those of log features, or of the arguments of direct activations, in place.</summary>
+    private void ArgumentGradients(PackedForm<TV> form, int n, float* x, nint stride, float* features, float* gradient, in Room room)
+    {
+        int rs = _layout.FeatureStride;
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            for (nint i = 0; i < (nint)n * rs; i += TV.Count)
+            {
+                TV.Store(TV.Multiply(TV.Load(features + i), TV.Load(gradient + i)), gradient + i);
+            }
+
+            return;
+        }
+
+        ProjectRows(form, n, x, stride, room.Arguments, room.Scratch.RowTerm, room.Scratch);
+        for (int row = 0; row < n; row++)
+        {
+            float* arguments = room.Arguments + ((nint)row * rs);
+            AddTerms(form, room.Scratch.RowTerm[row], arguments);
+            MultiplyDerivative(form.Form.Activation, arguments, gradient + ((nint)row * rs));
+        }
+    }
+
+    private void MultiplyDerivative(FeatureActivation activation, float* arguments, float* gradient)
+    {
+        if (activation == FeatureActivation.EluPlusOne)
+        {
+            for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+            {
+                TV argument = TV.Load(arguments + i);
+                TV value = TV.Load(gradient + i);
+                TV.Store(TV.SelectPositive(argument, value, TV.Multiply(value, SimdExp.Exp(argument))), gradient + i);
+            }
+        }
+        else if (activation == FeatureActivation.Relu)
+        {
+            for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+            {
+                TV.Store(TV.SelectPositive(TV.Load(arguments + i), TV.Load(gradient + i), default), gradient + i);
+            }
+        }
+        else
+        {
+            activation.MultiplyDerivative(new ReadOnlySpan<float>(arguments, _layout.Features), new Span<float>(gradient, _layout.Features));
+        }
+    }
+
+    private static void AddMultiple(int n, float factor, float* x, float* y)
+    {
+        var target = new Span<float>(y, n);
+        TensorPrimitives.MultiplyAdd(new ReadOnlySpan<float>(x, n), factor, target, target);
+    }
+}

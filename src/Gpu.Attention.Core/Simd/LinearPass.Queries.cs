@@ -1,0 +1,126 @@
+using System.Numerics.Tensors;
+using Scratch = Gpu.Attention.LinearLayout.Scratch;
+
+namespace Gpu.Attention;
+
+// Queries: their features, and what they share with keys.
+internal abstract unsafe partial class LinearPass<TV>
+{
+    /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
+    private protected void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
+    {
+        // A row's own term scales all of its features alike: it cancels under the normaliser unless a constant is added to them.
+        bool needsTerm = !_problem.Normalize || _epsilon != 0 || _mode != FeatureMode.Logarithmic;
+        ProjectRows(_query, n, x, stride, scratch.Queries, needsTerm ? scratch.RowTerm : null, scratch);
+        ActivateQueries(n, scratch, scale, normalizers);
+    }
+
+    /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
+    private protected void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    {
+        int rs = _layout.FeatureStride;
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            ExponentiateQueries(n, scratch, scale, normalizers);
+            return;
+        }
+
+        for (int row = 0; row < n; row++)
+        {
+            float* q = scratch.Queries + ((nint)row * rs);
+            if (_mode == FeatureMode.Direct)
+            {
+                AddTerms(_query, scratch.RowTerm[row], q);
+                Activate(_query.Form.Activation, _layout.Features, q);
+            }
+            else
+            {
+                var features = new Span<float>(q, _layout.Features);
+                float shift = scratch.RowTerm[row] - TensorPrimitives.Max<float>(features);
+                for (int i = 0; i < features.Length; i++)
+                {
+                    features[i] = MathF.Exp(_query.Offset[i]) * (MathF.Exp(features[i] + shift) + _epsilon);
+                }
+            }
+
+            new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
+            scratch.Denominator[row] = SimdBlas<TV>.Dot(rs, q, normalizers);
+        }
+    }
+
+    /// <summary>Completes the arguments of a row's activations: its own term and the offsets b.</summary>
+    private protected void AddTerms(PackedForm<TV> form, float rowTerm, float* row)
+    {
+        TV term = TV.Broadcast(rowTerm);
+        bool hasTerms = form.HasRowTerm || form.Form.Offset is not null;
+        for (int i = 0; hasTerms && i < _layout.FeatureStride; i += TV.Count)
+        {
+            TV.Store(TV.Add(TV.Load(row + i), TV.Add(term, TV.Load(form.Offset + i))), row + i);
+        }
+    }
+
+    private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    {
+        int rs = _layout.FeatureStride;
+        float* bias = scratch.Bias;
+        for (int i = 0; i < rs; i++)
+        {
+            bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
+        }
+
+        for (int row = 0; row < n; row++)
+        {
+            float* q = scratch.Queries + ((nint)row * rs);
+            if (_epsilon != 0)
+            {
+                AddEpsilonToQuery(q, scratch.RowTerm[row]);
+                scratch.RowTerm[row] = 0;
+            }
+
+            TV maximum = TV.Broadcast(float.NegativeInfinity);
+            for (int i = 0; i < rs; i += TV.Count)
+            {
+                TV log = TV.Add(TV.Load(q + i), TV.Load(bias + i));
+                TV.Store(log, q + i);
+                maximum = TV.Max(maximum, log);
+            }
+
+            // −∞ throughout: the state is empty and nothing inside the chunk counts either; every feature is 0.
+            float top = TV.MaxAcross(maximum);
+            float shift = float.IsNegativeInfinity(top) ? 0 : top;
+            scratch.RowMaximum[row] = top;
+            TV down = TV.Broadcast(shift);
+            TV sum = default;
+            for (int i = 0; i < rs; i += TV.Count)
+            {
+                TV value = SimdExp.Exp(TV.Subtract(TV.Load(q + i), down));
+                sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
+                TV.Store(value, q + i);
+            }
+
+            scratch.Denominator[row] = TV.Sum(sum);
+        }
+    }
+
+    /// <summary>Q̂K̂ᵀ as far as rows see, and its row sums to the normalisers.</summary>
+    private protected void Scores(int n, int* seen, Scratch scratch, float* keysTransposed)
+    {
+        MultiplyVisible(n, seen, _layout.Features, scratch.Queries, _layout.FeatureStride, keysTransposed, scratch.Scores);
+        for (int row = 0; row < n; row++)
+        {
+            scratch.Denominator[row] += SimdBlas<TV>.Sum(seen[row], scratch.Scores + ((nint)row * Chunk));
+        }
+    }
+
+    /// <summary><c>A B</c>, a row for each query and a column for each key, as far as rows see; what stands beyond is of no meaning.</summary>
+    private protected static void MultiplyVisible(int n, int* seen, int inner, float* a, nint aStride, float* b, float* product)
+    {
+        for (int row = 0; row < n; row += MicroKernel<TV>.Rows)
+        {
+            int height = Math.Min(MicroKernel<TV>.Rows, n - row);
+            MicroKernel<TV>.Multiply(
+                height, PackedForm<TV>.RoundUp(seen[row + height - 1]), inner, a + (row * aStride), aStride, b, Chunk, product + ((nint)row * Chunk), Chunk,
+                false);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
+using Keys = Gpu.Attention.LinearLayout.Keys;
+using Scratch = Gpu.Attention.LinearLayout.Scratch;
+using State = Gpu.Attention.LinearLayout.State;
+
+namespace Gpu.Attention;
+
+/// <summary>What the passes of linear attention have in common: sequences, features, and states; <c>Simd/README.md</c> derives them.</summary>
+/// <remarks>Shape tags: C tokens of a chunk, r features, d inputs, dv values; strides round up to whole vectors.</remarks>
+internal abstract unsafe partial class LinearPass<TV>
+    where TV : struct, ISimdVector<TV>
+{
+    private protected const int Chunk = LinearLayout.Chunk;
+
+    /// <summary>How far above its scale a log feature may lie: <c>e^60</c>, summed over any length and squared by nothing, stays finite.</summary>
+    private const float MaxLogRange = 60;
+
+    /// <summary>What lucidrains adds to each summed key feature of a causal normaliser.</summary>
+    private const float LucidrainsNormalizerOffset = 1e-6f;
+
+    private protected AttentionProblem _problem = null!;
+    private protected AttentionBuffers _buffers;
+    private protected LinearLayout _layout;
+    private protected SequencePlan? _plan;
+    private protected PackedForm<TV> _query = null!;
+    private protected PackedForm<TV> _key = null!;
+    private protected FeatureMode _mode;
+    private protected float _epsilon;
+    private protected float* _stabilizers;
+
+    /// <summary>How features are computed and kept.</summary>
+    private protected enum FeatureMode
+    {
+        /// <summary>As they are.</summary>
+        Direct,
+
+        /// <summary>As logarithms, with a running maximum.</summary>
+        Logarithmic,
+
+        /// <summary>As exponentials below a maximum over the whole sequence, plus an epsilon: a published convention.</summary>
+        Stabilized,
+    }
+
+    private protected void Start(AttentionProblem problem, in AttentionBuffers buffers, in LinearLayout layout)
+    {
+        _problem = problem;
+        _buffers = buffers;
+        _layout = layout;
+        _plan = layout.Plan;
+        _query = PackedForm<TV>.Of(problem.Features!.Query);
+        _key = PackedForm<TV>.Of(problem.Features.Key);
+        _epsilon = problem.FeatureEpsilon;
+        _mode = problem.Features.Family == FeatureFamily.Direct ? FeatureMode.Direct
+            : problem.Convention == ReferenceConvention.None ? FeatureMode.Logarithmic : FeatureMode.Stabilized;
+    }
+
+    private protected Scratch ScratchFrom(float* start) => new(
+        start, _layout.Features, _layout.FeatureStride, _layout.ValueStride, _layout.InputStride, _layout.InputDimension, _layout.Segments,
+        _layout.Gathers);
+
+    private protected State StateFrom(float* start) => new(start, _layout.Features, _layout.FeatureStride, _layout.ValueStride);
+
+    private protected Keys KeysFrom(float* start) => new(start, _layout.Features, _layout.FeatureStride, _layout.ValueStride);
+
+    // ---- sequences ----
+
+    // A chain is a key head of the sequence at a place in the plan. Without a plan, places are rows of the batch.
+    private protected int Place(long chain) => (int)(chain / _problem.Shape.KeyHeads);
+
+    private protected int KeyHead(long chain) => (int)(chain % _problem.Shape.KeyHeads);
+
+    private protected int BatchRow(int place) => _plan is null ? place : _plan.Batch[place];
+
+    /// <summary>Where a chain's state stands among the caller's.</summary>
+    private protected nint StateRow(long chain) =>
+        _plan is null ? (nint)chain : ((nint)_plan.Order[Place(chain)] * _problem.Shape.KeyHeads) + KeyHead(chain);
+
+    private protected int KeysOf(int place) => _plan is null ? _problem.Shape.KeyLength : _plan.Keys(place);
+
+    private protected int KeyChunks(int place) => _plan is null ? _layout.KeyChunks : _plan.KeyChunks(place);
+
+    private protected TokenList KeyTokens(int place, int chunk) =>
+        TokenList.OfKeys(_plan, place, chunk * Chunk, Math.Min(Chunk, KeysOf(place) - (chunk * Chunk)));
+
+    /// <summary>The blocks of queries that read a chunk, or with chunk −1 those that read nothing but a state.</summary>
+    private protected (int First, int End) BlocksOf(int place, int chunk) =>
+        _plan is not null ? _plan.BlocksOf(place, chunk)
+        : chunk >= 0 ? (chunk, chunk + 1)
+        : (0, _problem.Causal ? 0 : _layout.QueryBlocks);
+
+    private protected QueryBlock BlockAt(int block) => _plan is not null ? _plan.Blocks[block]
+        : new QueryBlock(block * Chunk, Math.Min(Chunk, _problem.Shape.QueryLength - (block * Chunk)), _problem.Causal ? block : -1);
+
+    /// <summary>How many of its sequence's keys a causal query sees.</summary>
+    private protected int Seen(int place, int query) =>
+        _plan is null ? query + 1 : _plan.Visible[_plan.FirstRow[place] + query - _plan.FirstQuery[place]];
+
+    // ---- the parts of the normal form ----
+
+    /// <summary>W x' of some rows, and their terms where those are wanted.</summary>
+    private protected void ProjectRows(PackedForm<TV> form, int n, float* x, nint stride, float* target, float* terms, Scratch scratch)
+    {
+        float* mapped = PreMap(form, n, x, stride, scratch, out nint mappedStride);
+        if (form.Panels is null)
+        {
+            SimdBlas<TV>.CopyRows(n, _layout.Features, mapped, mappedStride, target, _layout.FeatureStride);
+        }
+        else
+        {
+            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, form.Panels, target, _layout.FeatureStride);
+        }
+
+        if (terms is not null)
+        {
+            RowTerms(form, n, x, stride, mapped, mappedStride, terms);
+        }
+    }
+
+    /// <summary>x' = P x + p, or x itself.</summary>
+    private protected float* PreMap(PackedForm<TV> form, int n, float* x, nint stride, Scratch scratch, out nint mappedStride)
+    {
+        mappedStride = form.HasPreMap ? form.InputStride : stride;
+        if (!form.HasPreMap)
+        {
+            return x;
+        }
+
+        int d = _layout.InputDimension;
+        if (form.PrePanels is null)
+        {
+            SimdBlas<TV>.CopyRows(n, d, x, stride, scratch.Mapped, form.InputStride);
+        }
+        else
+        {
+            PackedForm<TV>.MultiplyPanels(n, d, d, x, stride, form.PrePanels, scratch.Mapped, form.InputStride);
+        }
+
+        for (int row = 0; form.PreOffset is not null && row < n; row++)
+        {
+            var target = new Span<float>(scratch.Mapped + ((nint)row * form.InputStride), d);
+            TensorPrimitives.Add(target, new ReadOnlySpan<float>(form.PreOffset, d), target);
+        }
+
+        return scratch.Mapped;
+    }
+
+    /// <summary>−β|x'|² + u·x of every row.</summary>
+    private protected void RowTerms(PackedForm<TV> form, int n, float* x, nint stride, float* mapped, nint mappedStride, float* terms)
+    {
+        int d = _layout.InputDimension;
+        for (int row = 0; row < n; row++)
+        {
+            float term = 0;
+            if (form.Form.NormCoefficient != 0)
+            {
+                term = -form.Form.NormCoefficient * TensorPrimitives.SumOfSquares(new ReadOnlySpan<float>(mapped + (row * mappedStride), d));
+            }
+
+            if (form.Linear is not null)
+            {
+                term += TensorPrimitives.Dot(new ReadOnlySpan<float>(form.Linear, d), new ReadOnlySpan<float>(x + (row * stride), d));
+            }
+
+            terms[row] = term;
+        }
+    }
+
+    /// <summary>A direct activation of n elements in place, epsilon included. The row is padded to whole vectors.</summary>
+    private protected void Activate(FeatureActivation activation, int n, float* row)
+    {
+        TV epsilon = TV.Broadcast(_epsilon);
+        if (activation == FeatureActivation.EluPlusOne)
+        {
+            for (int i = 0; i < n; i += TV.Count)
+            {
+                TV x = TV.Load(row + i);
+                TV value = TV.SelectPositive(x, TV.Add(x, TV.Broadcast(1)), SimdExp.Exp(x));
+                TV.Store(TV.Add(value, epsilon), row + i);
+            }
+        }
+        else if (activation == FeatureActivation.Relu)
+        {
+            for (int i = 0; i < n; i += TV.Count)
+            {
+                TV.Store(TV.Add(TV.Max(default, TV.Load(row + i)), epsilon), row + i);
+            }
+        }
+        else
+        {
+            var elements = new Span<float>(row, n);
+            activation.Apply(elements, elements);
+            if (_epsilon != 0)
+            {
+                TensorPrimitives.Add(elements, _epsilon, elements);
+            }
+        }
+    }
+
+    // The constant is added to exp(l) before the factor e^b, as the published implementations place it.
+    private protected void AddEpsilonToKeys(int n, float* transposed, float* term)
+    {
+        if (_epsilon == 0)
+        {
+            return;
+        }
+
+        for (int feature = 0; feature < _layout.Features; feature++)
+        {
+            float* row = transposed + ((nint)feature * Chunk);
+            for (int j = 0; j < n; j++)
+            {
+                row[j] = LogAddEpsilon(row[j] + term[j]);
+            }
+        }
+
+        new Span<float>(term, n).Clear();
+    }
+
+    private protected void AddEpsilonToQuery(float* logs, float term)
+    {
+        for (int i = 0; i < _layout.Features; i++)
+        {
+            logs[i] = LogAddEpsilon(logs[i] + term);
+        }
+    }
+
+    private float LogAddEpsilon(float log)
+    {
+        float other = MathF.Log(_epsilon);
+        float larger = MathF.Max(log, other);
+        return larger + MathF.Log(1 + MathF.Exp(MathF.Min(log, other) - larger));
+    }
+
+    private protected void ExponentiateInPlace(float* logs)
+    {
+        for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+        {
+            TV.Store(SimdExp.Exp(TV.Load(logs + i)), logs + i);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private protected static void Copy(float* source, float* target, long count) =>
+        new ReadOnlySpan<float>(source, checked((int)count)).CopyTo(new Span<float>(target, (int)count));
+}

@@ -1,0 +1,149 @@
+using Gpu.Attention.TestKit;
+
+namespace Gpu.Attention.Tests;
+
+/// <summary>What the host engine's backward pass of linear attention promises beyond the laws of every engine.</summary>
+public sealed class HostBackwardTests
+{
+    private const int Block = LinearBackwardLayout.BlockChunks * LinearLayout.Chunk;
+
+    private static SimdEngine Engine { get; } = new();
+
+    // More than one block of chunks: states are made again from the boundaries of blocks, which pieces of a thousand tokens never need.
+    [Theory]
+    [InlineData("favor+", 0.5)]
+    [InlineData("favor+", 12)]
+    [InlineData("elu", 1)]
+    public void Many_blocks_of_chunks_give_the_gradients_of_pieces_with_states_between_them(string map, double std)
+    {
+        const int Piece = 1000;
+        var shape = new AttentionShape(1, (2 * Block) + 300, (2 * Block) + 300, 2, 1, 5, 3);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 70, std);
+        float[] g = TestData.Normal(71, shape.OutputElements);
+        AttentionGradients whole = Backward(problem, q, k, v, g);
+
+        var states = new List<AttentionState>();
+        var outputs = new List<float[]>();
+        AttentionState? before = null;
+        foreach ((int first, int count) in Pieces())
+        {
+            AttentionState after = EngineRun.State(problem);
+            outputs.Add(EngineRun.Forward(
+                Engine, EngineMemory.Host, Part(count), Tokens(q, 10, first, count), Tokens(k, 5, first, count), Tokens(v, 3, first, count), before, after));
+            states.Add(after);
+            before = after;
+        }
+
+        AttentionState? stateGradient = null;
+        foreach ((int first, int count) in Pieces().Reverse())
+        {
+            int piece = first / Piece;
+            (AttentionGradients gradients, AttentionState? earlier) = EngineRun.Backward(
+                Engine, EngineMemory.Host, Part(count), Tokens(q, 10, first, count), Tokens(k, 5, first, count), Tokens(v, 3, first, count), outputs[piece],
+                Tokens(g, 6, first, count), piece > 0 ? states[piece - 1] : null, stateGradient);
+            RequireClose(gradients.Query, Tokens(whole.Query, 10, first, count), Size(whole.Query));
+            RequireClose(gradients.Key, Tokens(whole.Key, 5, first, count), Size(whole.Key));
+            RequireClose(gradients.Value, Tokens(whole.Value, 3, first, count), Size(whole.Value));
+            stateGradient = earlier;
+        }
+
+        AttentionProblem Part(int count) => problem with { Shape = shape.With(count, count) };
+
+        IEnumerable<(int First, int Count)> Pieces() =>
+            Enumerable.Range(0, ((shape.KeyLength - 1) / Piece) + 1).Select(n => (n * Piece, Math.Min(Piece, shape.KeyLength - (n * Piece))));
+
+        static float[] Tokens(float[] tensor, int row, int first, int count) => tensor.AsSpan(first * row, count * row).ToArray();
+    }
+
+    [Theory]
+    [InlineData("favor+", true)]
+    [InlineData("favor+", false)]
+    [InlineData("general direct", true)]
+    public void Threads_change_no_bit_over_many_blocks(string map, bool causal)
+    {
+        var shape = new AttentionShape(2, Block + 100, Block + 100, 2, 2, 3, 2);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 72);
+        float[] g = TestData.Normal(73, shape.OutputElements);
+        float[] output = EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v);
+        AttentionGradients one = EngineRun.Backward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, output, g).Gradients;
+        AttentionGradients many = EngineRun.Backward(new SimdEngine(5), EngineMemory.Host, problem, q, k, v, output, g).Gradients;
+        Assert.Equal(one.Query, many.Query);
+        Assert.Equal(one.Key, many.Key);
+        Assert.Equal(one.Value, many.Value);
+    }
+
+    // A state more for every 64 chunks: never one for every chunk, let alone for every token.
+    [Theory]
+    [InlineData(1)]
+    [InlineData(4)]
+    public void Workspace_grows_by_a_state_for_every_block_of_chunks(int degree)
+    {
+        const long StateBytes = 4 * ((256 * 64) + (3 * 256));
+        const long KeyBytes = 4 * ((64 * (256 + 64)) + (256 * 64) + (6 * 256) + 16);
+        var engine = new SimdEngine(degree);
+        long first = Bytes(Block);
+        Assert.Equal(first, Bytes(Block - 10));
+        Assert.Equal(degree * (LinearBackwardLayout.BlockChunks - 1) * KeyBytes, first - Bytes(LinearLayout.Chunk));
+        Assert.Equal(degree * StateBytes, Bytes(Block + 1) - first);
+        Assert.Equal(degree * 255 * StateBytes, Bytes(256 * Block) - first);
+        Assert.Equal(Bytes(100, causal: false), Bytes(1_000_000, causal: false));
+
+        long Bytes(int length, bool causal = true) =>
+            engine.BackwardWorkspaceBytes(Maps.Problem("favor+", new AttentionShape(1, length, 8, 64), causal) with { Features = Favor() });
+
+        static FeaturePair Favor() => FeatureMap.FavorPlus(RandomProjection.Orthogonal(256, 64, seed: 1)).Lower(64, 1);
+    }
+
+    // Under the normaliser what scales all features of a query alike has no gradient: Σ_r dl_r = 0.
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void What_scales_a_query_s_features_alike_has_no_part_in_its_gradient(bool causal)
+    {
+        var shape = new AttentionShape(1, 150, 2, 12);
+        AttentionProblem problem = Maps.Problem("favor+", shape, causal);
+        FeatureForm form = problem.Features!.Query;
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 74);
+        float[] g = TestData.Normal(75, shape.OutputElements);
+        AttentionGradients plain = Backward(problem, q, k, v, g);
+
+        // The row's own term is never touched.
+        AttentionGradients other = Backward(
+            With(form with { NormCoefficient = 3 * form.NormCoefficient, Linear = [.. Enumerable.Range(0, 12).Select(i => 0.3f * i)] }), q, k, v, g);
+        Assert.Equal(plain.Query, other.Query);
+        Assert.Equal(plain.Key, other.Key);
+
+        // The same said by a vector added to every row of W cancels in the sum over features only.
+        float[] shifted = [.. form.Projection!.Select((w, i) => w + (0.05f * (i % 12)))];
+        AttentionGradients moved = Backward(With(form with { Projection = shifted }), q, k, v, g);
+        RequireClose(plain.Query, moved.Query, Size(plain.Query));
+        RequireClose(plain.Key, moved.Key, Size(plain.Key));
+
+        AttentionProblem With(FeatureForm query) => problem with { Features = new FeaturePair(query, problem.Features.Key) };
+    }
+
+    [Fact]
+    public void A_state_that_keeps_its_scale_is_refused()
+    {
+        AttentionProblem problem = Maps.Problem("favor+", new AttentionShape(1, 4, 1, 8), causal: true) with { HasInitialState = true };
+        var region = new MemoryRegion(null, 64, 4);
+        var state = new StateBuffers(region, region, region) { Maximum = region };
+        Assert.Throws<ArgumentException>("buffers", () => Engine.Backward(problem, new AttentionBuffers { InitialState = state }, default));
+    }
+
+    private static AttentionGradients Backward(AttentionProblem problem, float[] q, float[] k, float[] v, float[] g) => EngineRun.Backward(
+        Engine, EngineMemory.Host, problem, q, k, v, EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v), g).Gradients;
+
+    private static float Size(float[] gradient) => gradient.Max(MathF.Abs);
+
+    private static void RequireClose(float[] expected, float[] actual, float size)
+    {
+        Assert.Equal(expected.Length, actual.Length);
+        for (int i = 0; i < expected.Length; i++)
+        {
+            Assert.True(MathF.Abs(expected[i] - actual[i]) <= 1e-4f * size, $"element {i} of {expected.Length} is {actual[i]:g9}, not {expected[i]:g9}; the largest is {size:g3}");
+        }
+    }
+}
