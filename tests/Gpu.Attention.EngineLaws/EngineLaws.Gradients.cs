@@ -393,11 +393,14 @@ public abstract partial class EngineLaws
                 EngineRun.Backward(Engine, Memory, problem, q, k, v, output, g, initial, finalGradient);
             ReferenceGradient expected = Oracles.Gradients(
                 problem, q, k, v, g, initial: Oracles.State(initial), finalGradient: Oracles.State(finalGradient));
-            RequireClose(expected.Query, actual.Query, 1e-4);
-            RequireClose(expected.Key, actual.Key, 1e-4);
-            RequireClose(expected.Value, actual.Value, 1e-4);
-            RequireClose(expected.Initial!.Sums, state!.Sums, 1e-4);
-            RequireClose(expected.Initial.Normalizers, state.Normalizers, 1e-4);
+
+            // Where all of a row's rectified features are next to nothing, it divides by what rounding left of them.
+            double tolerance = map == "relu projected" ? 1e-4 : 1e-5;
+            RequireClose(expected.Query, actual.Query, tolerance);
+            RequireClose(expected.Key, actual.Key, tolerance);
+            RequireClose(expected.Value, actual.Value, tolerance);
+            RequireClose(expected.Initial!.Sums, state!.Sums, tolerance);
+            RequireClose(expected.Initial.Normalizers, state.Normalizers, tolerance);
         }));
 
     // The second part's gradient of its initial state is the first part's of its final one.
@@ -582,7 +585,7 @@ public abstract partial class EngineLaws
     private static void RequireClose(ReadOnlySpan<double> expected, ReadOnlySpan<float> actual, double tolerance)
     {
         Assert.Equal(expected.Length, actual.Length);
-        double size = 1e-2;
+        double size = 0.1;
         foreach (double element in expected)
         {
             size = Math.Max(size, Math.Abs(element));

@@ -16,13 +16,16 @@ public sealed record PlainGradientResult(
 /// <remarks>
 /// <para>A gradient is a sum of <c>a_ijr (g_i·v_j − g_i·o_i) / D_i</c>, in which <c>a_ijr</c> is feature r's part of weight ij, and the difference may cancel all but
 /// rounding: all of it where a row sees one key, nearly all where one key has nearly all weight. Then this implementation is exact, or nearly, by luck, and one that sums
-/// <c>φ(k)ᵀ[v 1]</c> first and multiplies by <c>[g/D, −(g·o)/D]</c> afterwards cannot be. So the rounding allowed is that of the difference's two terms apart,</para>
-/// <code>e_ijr = u a_ijr (κ_ijr Σ_c |g_ic v_jc| + Σ_c |g_ic| Σ_js a_ijs κ_ijs |v_jc| / D_i) / D_i,    κ_ijr = 4 + √r + |l(q_i)_r| + |l(k_j)_r|,    u = 2⁻²⁴</code>
+/// <c>φ(k)ᵀ[v 1]</c> first and multiplies by <c>[g/D, −(g·o)/D]</c> afterwards cannot be. So the rounding allowed is that of the difference's two terms apart, with u = 2⁻²⁴:</para>
+/// <code>
+/// own:     e_ijr = u a_ijr/D_i κ_ijr Σ_c |g_ic v_jc|,      κ_ijr = 4 + √r + |l(q_i)_r| + |l(k_j)_r|
+/// shared:  s_ijr = a_ijr/D_i · u √Σ_j (Σ_r a_ijr/D_i κ_ijr Σ_c |g_ic v_jc|)²
+/// </code>
 /// <para>with κ as in <see cref="PlainResult"/>: a product, a sum, a quotient and the result; sums over r features; log features no more exact than their size.</para>
-/// <para>Errors add up as they depend on one another. Of a query's feature all have the row's <c>g·o</c> and <c>D</c> in common, and so they add: <c>Σ_j e_ijr</c>. Those of
-/// a key's feature, or of a value, come from rows that know nothing of each other, and add in squares. So do the features of a row behind a projection, whose coefficients are
-/// of either sign; in the total that <c>−β|y|²</c> and <c>u·x</c> multiply all are of one sign, and add. Worst cases all along would be more than ten times as much at the
-/// sizes that laws are held at: enough to hide an error of 1e-5, which is what a law is to see.</para>
+/// <para>Errors add up as they depend on one another. The error of <c>g·o</c> is one for all terms of a query's feature, and adds: <c>Σ_j s_ijr</c>. Everything else, and
+/// all that comes to a key or a value from different rows, adds in squares, as do the features of a row behind a projection, whose coefficients are of either sign; in the
+/// total that <c>−β|y|²</c> and <c>u·x</c> multiply all are of one sign, and add. Worst cases all along would be many times as much: enough to hide an error of 1e-5, which
+/// is what a law is to see.</para>
 /// </remarks>
 public static class PlainGradients
 {
@@ -95,13 +98,13 @@ public static class PlainGradients
                 int seen = visible.Count(j => j < end);
                 var q = new Row(this, _problem.Features?.Query, query, at, s.KeyDimension);
                 AddRow(q, keys.AsSpan(0, seen), values, outputGradient.AsSpan(at * s.ValueDimension, s.ValueDimension), valueGradients, valueSquares);
-                q.PullBack(Gradients.Query, QueryRounding, at, squares: false);
+                q.PullBack(Gradients.Query, QueryRounding, at);
             }
 
             for (int n = 0; n < visible.Length; n++)
             {
                 int at = At(visible[n], s.KeyLength, s.KeyHeads, keyHead);
-                keys[n].PullBack(Gradients.Key, KeyRounding, at, squares: true);
+                keys[n].PullBack(Gradients.Key, KeyRounding, at);
                 valueGradients[n].CopyTo(Gradients.Value, at * s.ValueDimension);
                 Array.ConvertAll(valueSquares[n], Math.Sqrt).CopyTo(ValueRounding, at * s.ValueDimension);
             }
@@ -163,19 +166,22 @@ public static class PlainGradients
 
             float factor = normalize ? 1 / denominator : MathF.Exp(shift) * (_isLogarithmic ? 1 : _problem.Scale);
             float mean = normalize ? PlainAttention.Dot(g, output, _reversed) * factor : 0;
-            double meanRounding = 0;
-            double denominatorRounding = 0;
+            double meanSquares = 0;
+            double denominatorSquares = 0;
             for (int j = 0; j < keys.Length && normalize; j++)
             {
-                double size = Size(g, values[j]);
+                double e = 0;
                 for (int r = 0; r < _features; r++)
                 {
-                    double e = Math.Abs(parts[j][r] * factor) * Roundings(j, r, keys);
-                    meanRounding += e * size;
-                    denominatorRounding += e;
+                    e += Math.Abs(parts[j][r] * factor) * Roundings(j, r, keys);
                 }
+
+                meanSquares += e * e * Size(g, values[j]) * Size(g, values[j]);
+                denominatorSquares += e * e;
             }
 
+            double meanRounding = UnitRoundoff * Math.Sqrt(meanSquares);
+            double denominatorRounding = UnitRoundoff * Math.Sqrt(denominatorSquares);
             for (int n = 0; n < keys.Length; n++)
             {
                 int j = Ordered(n, keys.Length);
@@ -186,17 +192,18 @@ public static class PlainGradients
                 {
                     float byQuery = _isLogarithmic ? parts[j][r] : q.Derivatives[r] * keys[j].Values[r];
                     float byKey = _isLogarithmic ? parts[j][r] : q.Values[r] * keys[j].Derivatives[r];
-                    double roundings = Roundings(j, r, keys);
-                    double e = UnitRoundoff * Math.Abs(factor) * ((roundings * size) + meanRounding);
+                    double roundings = UnitRoundoff * Roundings(j, r, keys);
+                    double own = Math.Abs(factor) * roundings * size;
+                    double shared = Math.Abs(factor) * meanRounding;
                     if (_problem.Features is null)
                     {
-                        q.AddLogit(gradient * byQuery, e * byQuery, keys[j], _problem.Scale);
-                        keys[j].AddLogit(gradient * byKey, e * byKey, q, _problem.Scale);
+                        q.AddLogit(gradient * byQuery, own * byQuery, shared * byQuery, keys[j], _problem.Scale);
+                        keys[j].AddLogit(gradient * byKey, (own + shared) * byKey, 0, q, _problem.Scale);
                     }
                     else
                     {
-                        q.Add(r, gradient * byQuery, e * Math.Abs(byQuery));
-                        keys[j].Add(r, gradient * byKey, e * Math.Abs(byKey));
+                        q.Add(r, gradient * byQuery, own * Math.Abs(byQuery), shared * Math.Abs(byQuery));
+                        keys[j].Add(r, gradient * byKey, (own + shared) * Math.Abs(byKey), 0);
                     }
 
                     weightRounding += Math.Abs(parts[j][r] * factor) * roundings;
@@ -205,7 +212,7 @@ public static class PlainGradients
                 for (int c = 0; c < g.Length; c++)
                 {
                     valueGradients[j][c] += weights[j] * factor * g[c];
-                    double e = UnitRoundoff * weightRounding * g[c];
+                    double e = weightRounding * g[c];
                     valueSquares[j][c] += e * e;
                 }
             }
@@ -236,15 +243,15 @@ public static class PlainGradients
             private readonly FeatureForm? _form;
             private readonly float[] _moved;
             private readonly float[] _gradient;
-            private readonly double[] _rounding;
             private readonly double[] _squares;
+            private readonly double[] _shared;
 
             public Row(Pass pass, FeatureForm? form, float[] tensor, int at, int dimension)
             {
                 (_pass, _form) = (pass, form);
                 Input = tensor.AsSpan(at * dimension, dimension).ToArray();
                 int size = form?.FeatureDimension ?? dimension;
-                (_gradient, _rounding, _squares) = (new float[size], new double[size], new double[size]);
+                (_gradient, _squares, _shared) = (new float[size], new double[size], new double[size]);
                 _moved = form is null ? Input : PlainAttention.Move(form, Input, pass._reversed);
                 Arguments = form is null ? [] : PlainAttention.Arguments(form, Input, _moved, pass._reversed);
                 Values = [.. Arguments];
@@ -267,25 +274,27 @@ public static class PlainGradients
 
             public float[] Derivatives { get; }
 
-            public void Add(int r, float gradient, double rounding)
+            /// <summary>Adds a term with an error of its own and one that all terms have in common.</summary>
+            public void Add(int r, float gradient, double own, double shared)
             {
                 _gradient[r] += gradient;
-                _rounding[r] += rounding;
-                _squares[r] += rounding * rounding;
+                _squares[r] += own * own;
+                _shared[r] += shared;
             }
 
             /// <summary>Exact attention: the gradient of a logit that is <paramref name="scale"/> times this row by another.</summary>
-            public void AddLogit(float gradient, double rounding, Row other, float scale)
+            public void AddLogit(float gradient, double own, double shared, Row other, float scale)
             {
                 for (int i = 0; i < Input.Length; i++)
                 {
-                    Add(i, gradient * scale * other.Input[i], rounding * Math.Abs(scale * other.Input[i]));
+                    double size = Math.Abs(scale * other.Input[i]);
+                    Add(i, gradient * scale * other.Input[i], own * size, shared * size);
                 }
             }
 
-            public void PullBack(float[] gradients, double[] roundings, int at, bool squares)
+            public void PullBack(float[] gradients, double[] roundings, int at)
             {
-                double[] rounding = squares ? Array.ConvertAll(_squares, Math.Sqrt) : _rounding;
+                double[] rounding = [.. _squares.Zip(_shared, (squares, shared) => Math.Sqrt(squares) + shared)];
                 Span<float> gradient = gradients.AsSpan(at * Input.Length, Input.Length);
                 Span<double> bound = roundings.AsSpan(at * Input.Length, Input.Length);
                 if (_form is null)

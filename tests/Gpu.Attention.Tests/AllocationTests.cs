@@ -74,7 +74,8 @@ public sealed class AllocationTests
     public unsafe void A_second_backward_pass_allocates_nothing(bool causal, int heads)
     {
         var shape = new AttentionShape(1, 1000, heads, 16);
-        AttentionProblem[] problems = [Maps.Problem("favor+", shape, causal), Maps.Problem("elu", shape, causal)];
+        AttentionProblem[] problems =
+            [Maps.Problem("favor+", shape, causal), Maps.Problem("elu", shape, causal), new AttentionProblem { Shape = shape, Causal = causal, Scale = 0.25f }];
         var engine = new SimdEngine();
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 1, 0.5);
         float[] workspace = new float[problems.Max(p => Math.Max(engine.WorkspaceBytes(p), engine.BackwardWorkspaceBytes(p))) / sizeof(float)];
