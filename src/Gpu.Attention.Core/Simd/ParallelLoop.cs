@@ -5,7 +5,7 @@ namespace Gpu.Attention;
 /// <summary>The body of a parallel loop.</summary>
 internal interface IParallelBody
 {
-    /// <summary>Does one item. Items that run at the same time have different slots, which are fewer than the items and than the loop's threads.</summary>
+    /// <summary>Does one item. Items that run at the same time have different slots, all below the numbers of items and of the loop's threads.</summary>
     void Run(long item, int slot);
 }
 
