@@ -5,7 +5,7 @@ namespace Gpu.Attention;
 /// <summary>The body of a parallel loop.</summary>
 internal interface IParallelBody
 {
-    /// <summary>Does one item. Items that run at the same time have different slots.</summary>
+    /// <summary>Does one item. Items that run at the same time have different slots, all below the numbers of items and of the loop's threads.</summary>
     void Run(long item, int slot);
 }
 
@@ -78,7 +78,7 @@ internal sealed class ParallelLoop(int degree) : IThreadPoolWorkItem
         while (Interlocked.CompareExchange(ref _helpers, helpers + 1, helpers) != helpers);
 
         int slot = Interlocked.Increment(ref _slots);
-        if (slot < Degree)
+        if (slot < Math.Min(Degree, _count))
         {
             Work(slot);
         }

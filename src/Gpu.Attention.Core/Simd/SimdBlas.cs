@@ -8,6 +8,8 @@ namespace Gpu.Attention;
 internal static unsafe class SimdBlas<TV>
     where TV : struct, ISimdVector<TV>
 {
+    private const int TransposedColumns = 16;
+
     /// <summary>Adds <c>P V</c> to O where row i of P counts in its first <c>seen[i]</c> columns, which never fall; what lies beyond is not read.</summary>
     /// <remarks>Not even as a factor of zero: a value that a row does not see may be NaN.</remarks>
     public static void AddCausalProduct(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
@@ -124,53 +126,99 @@ internal static unsafe class SimdBlas<TV>
     /// <summary>Writes <c>n</c> rows of <c>width</c> elements as columns, and clears the columns from n up to whole vectors.</summary>
     public static void Transpose(int n, int width, float* source, nint sourceStride, float* target, nint targetStride)
     {
-        int row = 0;
-        if (Sse.IsSupported)
+        // Few columns at a time: where strides are powers of two, the target's rows would drive one another out of the cache.
+        for (int first = 0; first < width; first += TransposedColumns)
         {
-            for (; row <= n - 4; row += 4)
+            int columns = Math.Min(TransposedColumns, width - first);
+            float* x = source + first;
+            float* y = target + (first * targetStride);
+            int row = 0;
+            for (; Avx.IsSupported && row <= n - 8; row += 8)
             {
-                float* x = source + (row * sourceStride);
-                float* y = target + row;
                 int column = 0;
-                for (; column <= width - 4; column += 4)
+                for (; column <= columns - 8; column += 8)
                 {
-                    Vector128<float> r0 = Vector128.Load(x + column);
-                    Vector128<float> r1 = Vector128.Load(x + sourceStride + column);
-                    Vector128<float> r2 = Vector128.Load(x + (2 * sourceStride) + column);
-                    Vector128<float> r3 = Vector128.Load(x + (3 * sourceStride) + column);
-                    Vector128<float> a = Sse.UnpackLow(r0, r1);
-                    Vector128<float> b = Sse.UnpackLow(r2, r3);
-                    Vector128<float> c = Sse.UnpackHigh(r0, r1);
-                    Vector128<float> d = Sse.UnpackHigh(r2, r3);
-                    float* z = y + (column * targetStride);
-                    Sse.MoveLowToHigh(a, b).Store(z);
-                    Sse.MoveHighToLow(b, a).Store(z + targetStride);
-                    Sse.MoveLowToHigh(c, d).Store(z + (2 * targetStride));
-                    Sse.MoveHighToLow(d, c).Store(z + (3 * targetStride));
+                    Transpose8(x + (row * sourceStride) + column, sourceStride, y + (column * targetStride) + row, targetStride);
                 }
 
-                for (; column < width; column++)
-                {
-                    for (int i = 0; i < 4; i++)
-                    {
-                        y[(column * targetStride) + i] = x[(i * sourceStride) + column];
-                    }
-                }
+                TransposeElements(8, columns - column, x + (row * sourceStride) + column, sourceStride, y + (column * targetStride) + row, targetStride);
             }
-        }
 
-        for (; row < n; row++)
-        {
-            for (int column = 0; column < width; column++)
+            for (; Sse.IsSupported && row <= n - 4; row += 4)
             {
-                target[(column * targetStride) + row] = source[(row * sourceStride) + column];
+                int column = 0;
+                for (; column <= columns - 4; column += 4)
+                {
+                    Transpose4(x + (row * sourceStride) + column, sourceStride, y + (column * targetStride) + row, targetStride);
+                }
+
+                TransposeElements(4, columns - column, x + (row * sourceStride) + column, sourceStride, y + (column * targetStride) + row, targetStride);
             }
+
+            TransposeElements(n - row, columns, x + (row * sourceStride), sourceStride, y + row, targetStride);
         }
 
         int padded = PackedForm<TV>.RoundUp(n);
         for (int column = 0; padded > n && column < width; column++)
         {
             new Span<float>(target + (column * targetStride) + n, padded - n).Clear();
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Transpose4(float* x, nint xStride, float* y, nint yStride)
+    {
+        Vector128<float> r0 = Vector128.Load(x);
+        Vector128<float> r1 = Vector128.Load(x + xStride);
+        Vector128<float> r2 = Vector128.Load(x + (2 * xStride));
+        Vector128<float> r3 = Vector128.Load(x + (3 * xStride));
+        Vector128<float> a = Sse.UnpackLow(r0, r1);
+        Vector128<float> b = Sse.UnpackLow(r2, r3);
+        Vector128<float> c = Sse.UnpackHigh(r0, r1);
+        Vector128<float> d = Sse.UnpackHigh(r2, r3);
+        Sse.MoveLowToHigh(a, b).Store(y);
+        Sse.MoveHighToLow(b, a).Store(y + yStride);
+        Sse.MoveLowToHigh(c, d).Store(y + (2 * yStride));
+        Sse.MoveHighToLow(d, c).Store(y + (3 * yStride));
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Transpose8(float* x, nint xStride, float* y, nint yStride)
+    {
+        // Rows i and i + 4 share a vector from the first, so that what is left are four transpositions of 4 by 4, two in each vector.
+        (Vector256<float> a0, Vector256<float> b0) = Pair(x, x + (4 * xStride));
+        (Vector256<float> a1, Vector256<float> b1) = Pair(x + xStride, x + (5 * xStride));
+        (Vector256<float> a2, Vector256<float> b2) = Pair(x + (2 * xStride), x + (6 * xStride));
+        (Vector256<float> a3, Vector256<float> b3) = Pair(x + (3 * xStride), x + (7 * xStride));
+        StoreColumns(a0, a1, a2, a3, y, yStride);
+        StoreColumns(b0, b1, b2, b3, y + (4 * yStride), yStride);
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        static (Vector256<float> Left, Vector256<float> Right) Pair(float* upper, float* lower) =>
+            (Vector256.Create(Vector128.Load(upper), Vector128.Load(lower)), Vector256.Create(Vector128.Load(upper + 4), Vector128.Load(lower + 4)));
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        static void StoreColumns(Vector256<float> r0, Vector256<float> r1, Vector256<float> r2, Vector256<float> r3, float* y, nint yStride)
+        {
+            Vector256<double> a = Avx.UnpackLow(r0, r1).AsDouble();
+            Vector256<double> b = Avx.UnpackLow(r2, r3).AsDouble();
+            Vector256<double> c = Avx.UnpackHigh(r0, r1).AsDouble();
+            Vector256<double> d = Avx.UnpackHigh(r2, r3).AsDouble();
+            Avx.UnpackLow(a, b).AsSingle().Store(y);
+            Avx.UnpackHigh(a, b).AsSingle().Store(y + yStride);
+            Avx.UnpackLow(c, d).AsSingle().Store(y + (2 * yStride));
+            Avx.UnpackHigh(c, d).AsSingle().Store(y + (3 * yStride));
+        }
+    }
+
+    private static void TransposeElements(int n, int width, float* x, nint xStride, float* y, nint yStride)
+    {
+        for (int row = 0; row < n; row++)
+        {
+            for (int column = 0; column < width; column++)
+            {
+                y[(column * yStride) + row] = x[(row * xStride) + column];
+            }
         }
     }
 }
