@@ -193,7 +193,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
 
     /// <inheritdoc/>
     public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
-        throw new NotSupportedException("The device engine has no backward pass yet.");
+        throw new NotSupportedException($"The device engine cannot differentiate this: {SupportsBackward(problem).Reason}.");
 
     /// <summary>Waits for the stream and frees the engine's device memory.</summary>
     public void Dispose()
