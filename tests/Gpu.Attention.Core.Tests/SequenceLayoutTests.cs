@@ -80,13 +80,21 @@ public sealed class SequenceLayoutTests
         Refused("keyLengths", "keyLengths[1] is 5", () => SequenceLayout.FromKeyLengths([4, 5], 4));
         Refused("keyLengths", "keyLengths[0] is -1", () => SequenceLayout.FromKeyLengths([-1], 4));
         Refused("keyLengths", "are more than", () => SequenceLayout.FromKeyLengths([int.MaxValue, int.MaxValue], int.MaxValue));
-        Refused("cuSeqlensQuery", "begin with 0", () => SequenceLayout.FromCuSeqlens([]));
-        Refused("cuSeqlensQuery", "begin with 0", () => SequenceLayout.FromCuSeqlens([1, 2]));
-        Refused("cuSeqlensQuery", "cuSeqlensQuery[2] is 1, less than 2", () => SequenceLayout.FromCuSeqlens([0, 2, 1]));
+        Refused("padding", "on no side", () => SequenceLayout.FromKeyLengths([1], 3, (PaddingSide)7));
+        Refused("cuSeqlens", "begin with 0", () => SequenceLayout.FromCuSeqlens([]));
+        Refused("cuSeqlens", "begin with 0", () => SequenceLayout.FromCuSeqlens([1, 2]));
+        Refused("cuSeqlens", "cuSeqlens[2] is 1, less than 2", () => SequenceLayout.FromCuSeqlens([0, 2, 1]));
+        Refused("cuSeqlens", "2147483647 tokens together", () => SequenceLayout.FromCuSeqlens([0, int.MaxValue]));
+        Refused("cuSeqlensQuery", "cuSeqlensQuery[1] is -2", () => SequenceLayout.FromCuSeqlens([0, -2], [0, 1]));
         Refused("cuSeqlensKey", "cuSeqlensKey[1] is -1", () => SequenceLayout.FromCuSeqlens([0, 2], [0, -1]));
         Refused("cuSeqlensKey", "has 3 offsets where cuSeqlensQuery has 2", () => SequenceLayout.FromCuSeqlens([0, 2], [0, 1, 2]));
         Assert.Throws<ArgumentOutOfRangeException>("batch", () => SequenceLayout.FromKeyMask(-1, 0, []));
+        Assert.Throws<ArgumentOutOfRangeException>("batch", () => SequenceLayout.FromKeyMask(int.MaxValue, 0, []));
         Assert.Throws<ArgumentOutOfRangeException>("keyLength", () => SequenceLayout.FromKeyLengths([], -1));
+        SequenceLayout few = SequenceLayout.FromKeyLengths([1, 1, 1, 1], 3);
+        Assert.Contains(
+            "2400000000", new AttentionProblem { Shape = new AttentionShape(4, 600_000_000, 3, 1, 1, 4, 4), Layout = few }.WhyIllPosed(), StringComparison.Ordinal);
+        Assert.Equal("1 sequence of 1 key, 0 of which take part", SequenceLayout.FromKeyLengths([0], 1).ToString());
     }
 
     [Fact]

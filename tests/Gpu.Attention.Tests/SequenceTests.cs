@@ -180,6 +180,11 @@ public sealed class SequenceTests
         Refused("layout", "tensors of batch 2", () => attention.Forward<float>(shape, rows, rows, rows, output, SequenceLayout.FromKeyLengths([1, 2], 4)));
         Refused("layout", "does not fit", () => softmax.Forward<float>(shape, rows, rows, rows, output, SequenceLayout.FromKeyLengths([1], 5)));
         Refused("layout", "3 queries and 3 keys", () => attention.Forward<float>(shape, rows, rows, rows, output, SequenceLayout.FromCuSeqlens([0, 3])));
+        Refused("layout", "are not", () => attention.Forward<float>(new AttentionShape(1, 4, 0, 1, 1, 3, 3), rows, [], [], output, SequenceLayout.FromKeyLengths([1], 5)));
+        Refused("mass", "mass overlaps the key", () => attention.ReceivedMass(shape, rows, output, [0, 1], output.AsSpan(0, 2)));
+        using var blocks = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = true, CausalBlock = 2 });
+        Assert.Contains(
+            "CausalBlock", Assert.Throws<NotSupportedException>(() => blocks.WorkspaceBytes(new AttentionShape(65536, 65536, 1, 1))).Message, StringComparison.Ordinal);
         Refused("options", "CausalBlock is 0", () => new LinearAttention(device, FeatureMap.EluPlusOne, new LinearAttentionOptions { CausalBlock = 0 }).Dispose());
         Refused("options", "CausalBlock is -1", () => new SoftmaxAttention(device, new SoftmaxAttentionOptions { CausalBlock = -1 }).Dispose());
         AttentionState state = attention.CreateState(2, 1, 3, 3);

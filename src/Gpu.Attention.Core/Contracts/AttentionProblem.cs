@@ -77,6 +77,8 @@ public sealed record AttentionProblem
     {
         { CausalBlock: < 1 } => $"a causal block has a token at least, not {CausalBlock}",
         { CausalBlock: > 1, Layout: null } => "causal blocks of more than a token need a layout",
+        { Layout: not null } when (long)Shape.Batch * Shape.QueryLength > Array.MaxLength =>
+            $"a layout tells {Array.MaxLength} queries apart, not {(long)Shape.Batch * Shape.QueryLength}",
         { Storage: not (ElementType.Single or ElementType.Half or ElementType.BFloat16) } => $"tensors of {Storage} are not attended to",
         { Layout: { } layout } when layout.WhyUnfit(Shape) is { } reason => reason,
         { Causal: true, Layout: not { IsPacked: true } } when Shape.QueryLength != Shape.KeyLength =>

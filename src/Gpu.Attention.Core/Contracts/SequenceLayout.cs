@@ -88,6 +88,7 @@ public sealed class SequenceLayout
     {
         ArgumentOutOfRangeException.ThrowIfNegative(batch);
         ArgumentOutOfRangeException.ThrowIfNegative(keyLength);
+        ArgumentOutOfRangeException.ThrowIfGreaterThanOrEqual(batch, Array.MaxLength);
         if (keyMask.Length != (long)batch * keyLength)
         {
             throw new ArgumentException($"keyMask has {keyMask.Length} elements where [{batch}, {keyLength}] has {(long)batch * keyLength}.", nameof(keyMask));
@@ -117,10 +118,15 @@ public sealed class SequenceLayout
     /// <param name="keyLengths">For each of the B sequences its length, from 0 to <paramref name="keyLength"/>.</param>
     /// <param name="keyLength">S, the padded length.</param>
     /// <param name="padding">Where the padding stands.</param>
-    /// <exception cref="ArgumentException">A length is negative or beyond S, or there are more than 2³¹ keys.</exception>
+    /// <exception cref="ArgumentException">A length is negative or beyond S, there are more than 2³¹ keys, or the padding is on no side.</exception>
     public static SequenceLayout FromKeyLengths(ReadOnlySpan<int> keyLengths, int keyLength, PaddingSide padding = PaddingSide.Right)
     {
         ArgumentOutOfRangeException.ThrowIfNegative(keyLength);
+        if (!Enum.IsDefined(padding))
+        {
+            throw new ArgumentException($"Padding {padding} is on no side.", nameof(padding));
+        }
+
         int[] firstKey = new int[keyLengths.Length + 1];
         for (int sequence = 0; sequence < keyLengths.Length; sequence++)
         {
@@ -145,14 +151,18 @@ public sealed class SequenceLayout
 
     /// <summary>Sequences packed one after the other, each with as many queries as keys.</summary>
     /// <param name="cuSeqlens"><c>N + 1</c> offsets: 0, then where each sequence ends.</param>
-    /// <exception cref="ArgumentException">There is no offset, the first is not 0, or they fall.</exception>
-    public static SequenceLayout FromCuSeqlens(ReadOnlySpan<int> cuSeqlens) => FromCuSeqlens(cuSeqlens, cuSeqlens);
+    /// <exception cref="ArgumentException">There is no offset, the first is not 0, they fall, or there are more than 2³¹ keys.</exception>
+    public static SequenceLayout FromCuSeqlens(ReadOnlySpan<int> cuSeqlens)
+    {
+        RequireOffsets(cuSeqlens, nameof(cuSeqlens));
+        return FromCuSeqlens(cuSeqlens, cuSeqlens);
+    }
 
     /// <summary>Sequences packed one after the other, with queries and keys of their own numbers: attention across pairs of sequences.</summary>
     /// <remarks>Causal attention aligns the ends: the last query of a sequence sees all its keys, as in FlashAttention from 2.1 on.</remarks>
     /// <param name="cuSeqlensQuery"><c>N + 1</c> offsets: 0, then where each sequence's queries end.</param>
     /// <param name="cuSeqlensKey"><c>N + 1</c> offsets: 0, then where each sequence's keys end.</param>
-    /// <exception cref="ArgumentException">There is no offset, the first is not 0, they fall, or there are not as many of both.</exception>
+    /// <exception cref="ArgumentException">There is no offset, the first is not 0, they fall, there are not as many of both, or more than 2³¹ tokens.</exception>
     public static SequenceLayout FromCuSeqlens(ReadOnlySpan<int> cuSeqlensQuery, ReadOnlySpan<int> cuSeqlensKey)
     {
         RequireOffsets(cuSeqlensQuery, nameof(cuSeqlensQuery));
@@ -170,8 +180,8 @@ public sealed class SequenceLayout
 
     /// <inheritdoc/>
     public override string ToString() => IsPacked
-        ? $"{Sequences} packed sequences, {QueryLength} queries and {KeyLength} keys"
-        : $"{Sequences} sequences of {KeyLength} keys, {VisibleKeys} of which take part";
+        ? $"{Counted(Sequences, "packed sequence")}, {Counted(QueryLength!.Value, "query", "queries")} and {Counted(KeyLength, "key")}"
+        : $"{Counted(Sequences, "sequence")} of {Counted(KeyLength, "key")}, {VisibleKeys} of which take part";
 
     /// <summary>Why tensors of a shape do not have this layout; null when they do. Without queries, or without keys, that side does not matter.</summary>
     /// <param name="shape">The sizes.</param>
@@ -253,6 +263,8 @@ public sealed class SequenceLayout
         }
     }
 
+    private static string Counted(int count, string one, string? many = null) => $"{count} {(count == 1 ? one : many ?? one + "s")}";
+
     private static int[]? Rebased(int[]? offsets, int first, int count)
     {
         if (offsets is null)
@@ -282,6 +294,11 @@ public sealed class SequenceLayout
             {
                 throw new ArgumentException($"{name}[{i}] is {offsets[i]}, less than {offsets[i - 1]} before it.", name);
             }
+        }
+
+        if (offsets[^1] > Array.MaxLength)
+        {
+            throw new ArgumentException($"{name} are of {offsets[^1]} tokens together, more than {Array.MaxLength}.", name);
         }
     }
 

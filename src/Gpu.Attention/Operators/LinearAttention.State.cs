@@ -120,8 +120,8 @@ public sealed unsafe partial class LinearAttention
     /// <para>Time and memory do not depend on how much the state has seen; on the host a second call of the same shape allocates nothing. On another device
     /// the state goes up and comes down with every call, so that blocks of some hundred tokens pay there and single ones do not.</para>
     /// <para>Bits, on one device: a step gives those of a causal <c>Forward</c> over the same block with <paramref name="state"/> as initial and final state, alone or
-    /// in any batch. With a direct feature map on the host, blocks of multiples of 64 tokens, the last of any length, give the bits of one call
-    /// over them all. Otherwise another cut of a sequence changes its rounding: of exponential features a state is handed out at the scale of their
+    /// in any batch. With a direct feature map on the host, and no layout or causal blocks, blocks of multiples of 64 tokens, the last of any length,
+    /// give the bits of one call over them all. Otherwise another cut of a sequence changes its rounding: of exponential features a state is handed out at the scale of their
     /// running maximum, to which it is rounded.</para>
     /// </remarks>
     /// <param name="state">The state; see <see cref="CreateState"/>.</param>

@@ -158,11 +158,11 @@ public sealed unsafe partial class LinearAttention
     /// <param name="query">Queries, <c>B·T·H·D</c> elements.</param>
     /// <param name="key">Keys, <c>B·S·Hk·D</c> elements.</param>
     /// <param name="keyTokens">The n keys, by token from 0 to S − 1, in any order; the same for every sequence and head of the batch.</param>
-    /// <param name="mass">Receives the sums <c>[B, H, n]</c>.</param>
+    /// <param name="mass">Receives the sums <c>[B, H, n]</c>; may not overlap an input.</param>
     /// <param name="layout">
     /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
     /// </param>
-    /// <exception cref="ArgumentException">A length or a token is wrong, or the layout does not fit.</exception>
+    /// <exception cref="ArgumentException">A length or a token is wrong, the layout does not fit, or the mass overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -183,11 +183,11 @@ public sealed unsafe partial class LinearAttention
     /// <param name="query">Queries <c>[B, T, H, D]</c>.</param>
     /// <param name="key">Keys <c>[B, S, Hk, D]</c>.</param>
     /// <param name="keyTokens">The n keys, by token from 0 to S − 1, in any order; the same for every sequence and head of the batch.</param>
-    /// <param name="mass">Receives the sums <c>[B, H, n]</c>.</param>
+    /// <param name="mass">Receives the sums <c>[B, H, n]</c>; may not overlap an input.</param>
     /// <param name="layout">
     /// Which tokens belong to which sequence and which keys take part; null when sequences fill their tensors. When packed, tokens count over all sequences.
     /// </param>
-    /// <exception cref="ArgumentException">A rank, size, stride or token is wrong, or the layout does not fit.</exception>
+    /// <exception cref="ArgumentException">A rank, size, stride or token is wrong, the layout does not fit, or the mass overlaps an input.</exception>
     /// <exception cref="NotSupportedException">The device cannot run the problem; the message says why.</exception>
     /// <exception cref="DeviceException">The device failed, or has too little memory, and no other may take over.</exception>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -217,6 +217,7 @@ public sealed unsafe partial class LinearAttention
     {
         _executor.ThrowIfDisposed();
         TensorArguments.RequireTokens(nameof(keyTokens), keyTokens, shape.KeyLength, shape);
+        TensorArguments.RequireDisjoint(shape, query, key, nameof(mass), mass, (long)shape.Batch * shape.Heads * keyTokens.Length);
         long rows = (long)shape.Batch * shape.QueryLength * shape.Heads;
         long keys = (long)shape.Batch * shape.KeyLength * shape.KeyHeads;
         int width = (int)Math.Clamp(MaxMassFloats / Math.Max(1, rows + keys), 1, MassColumns);

@@ -38,8 +38,8 @@ public sealed record LinearAttentionOptions
 /// </summary>
 /// <remarks>
 /// <para>Tensors are dense and row-major, of float32, or of 16 bits with float32 sums: query <c>[B, T, H, D]</c>, key <c>[B, S, Hk, D]</c>, value
-/// <c>[B, S, Hk, Dv]</c>, output <c>[B, T, H, Dv]</c>. Query head <c>i</c> reads key head <c>i / (H / Hk)</c>. Sizes may change from call to call. A second call
-/// with the same sizes, and the same layout, allocates nothing.</para>
+/// <c>[B, S, Hk, Dv]</c>, output <c>[B, T, H, Dv]</c>. Query head <c>i</c> reads key head <c>i / (H / Hk)</c>. Sizes may change from call to call. On the host
+/// a second call with the same sizes, and the same layout, allocates nothing.</para>
 /// <para>Sequences of different lengths come padded or packed, with a <see cref="SequenceLayout"/>.</para>
 /// <para>A sequence that comes in pieces keeps what it has seen in an <see cref="AttentionState"/>: <see cref="CreateState"/>, then <c>Append</c>, <c>Read</c>, <c>Step</c>.</para>
 /// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.</para>
@@ -343,11 +343,12 @@ public sealed unsafe partial class LinearAttention : IDisposable
             return known;
         }
 
-        TensorArguments.RequireFit(layout, shape);
+        TensorArguments.RequireFit(layout, shape, needsBoth: call is not (Call.Append or Call.Read));
         int block = causal ? Options.CausalBlock : 1;
         if (layout is null && block > 1)
         {
             // What engines say in a layout's terms holds of whole sequences too.
+            TensorArguments.RequireBlocks(shape);
             layout = SequenceLayout.Whole(shape.Batch, shape.KeyLength);
         }
 

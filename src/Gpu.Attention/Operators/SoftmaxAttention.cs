@@ -161,14 +161,20 @@ public sealed unsafe partial class SoftmaxAttention : IDisposable
             return problem;
         }
 
-        TensorArguments.RequireFit(layout, shape);
+        TensorArguments.RequireFit(layout, shape, needsBoth: true);
         int block = Options.Causal ? Options.CausalBlock : 1;
+        if (layout is null && block > 1)
+        {
+            TensorArguments.RequireBlocks(shape);
+            layout = SequenceLayout.Whole(shape.Batch, shape.KeyLength);
+        }
+
         return _problem = new AttentionProblem
         {
             Shape = shape,
             Causal = Options.Causal,
             CausalBlock = block,
-            Layout = layout ?? (block > 1 ? SequenceLayout.Whole(shape.Batch, shape.KeyLength) : null),
+            Layout = layout,
             Storage = storage,
             Scale = Options.Scale ?? (1 / MathF.Sqrt(shape.KeyDimension)),
         };

@@ -215,7 +215,7 @@ internal static class TensorArguments
         if (input.Length > 0 && output.Length > 0 && input.Owner == output.Owner
             && input.Address < output.Address + (output.Length * output.Type.Size()) && output.Address < input.Address + (input.Length * input.Type.Size()))
         {
-            throw new ArgumentException($"The {written} overlaps the {name} in memory ({shape}).", written);
+            throw new ArgumentException($"{written} overlaps the {name} in memory ({shape}).", written);
         }
     }
 
@@ -236,13 +236,34 @@ internal static class TensorArguments
         : typeof(T) == typeof(BFloat16) ? ElementType.BFloat16
         : throw new NotSupportedException($"Tensors of {typeof(T)} are not attended to; use float, Half or BFloat16.");
 
-    /// <summary>Throws when a layout does not describe tensors of a shape.</summary>
+    /// <summary>Throws when a layout does not describe tensors of a shape: its queries and its keys, or those that there are.</summary>
     /// <exception cref="ArgumentException">It does not.</exception>
-    public static void RequireFit(SequenceLayout? layout, AttentionShape shape)
+    public static void RequireFit(SequenceLayout? layout, AttentionShape shape, bool needsBoth)
     {
-        if (layout?.WhyUnfit(shape) is { } reason)
+        if (layout is null)
+        {
+            return;
+        }
+
+        string? reason = layout.WhyUnfit(shape);
+        if (reason is null && needsBoth && (layout.KeyLength != shape.KeyLength || (layout.QueryLength ?? shape.QueryLength) != shape.QueryLength))
+        {
+            reason = $"{layout} are not {shape}";
+        }
+
+        if (reason is not null)
         {
             throw new ArgumentException($"The layout does not fit: {reason}.", nameof(layout));
+        }
+    }
+
+    /// <summary>Throws when there are more tokens than causal blocks are told apart for.</summary>
+    /// <exception cref="NotSupportedException">There are.</exception>
+    public static void RequireBlocks(AttentionShape shape)
+    {
+        if ((long)shape.Batch * shape.KeyLength > Array.MaxLength)
+        {
+            throw new NotSupportedException($"A CausalBlock of more than 1 takes up to {Array.MaxLength} tokens, not {shape}.");
         }
     }
 

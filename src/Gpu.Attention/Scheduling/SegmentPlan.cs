@@ -103,43 +103,47 @@ internal sealed class SegmentPlan
 
     private static SegmentPlan? FindGroups(AttentionProblem problem, SequenceLayout layout, IAttentionEngine engine, long budget, out long smallest)
     {
-        AttentionShape shape = problem.Shape;
-        long tokens = 0;
-        for (int sequence = 0; sequence < layout.Sequences; sequence++)
-        {
-            tokens += Tokens(problem, layout, sequence);
-        }
-
+        int keyHeads = problem.Shape.KeyHeads;
+        long tokens = Enumerable.Range(0, layout.Sequences).Sum(n => QueriesOf(problem, layout, n) + KeysOf(problem, layout, n));
         SequenceGroup[] whole = layout.Sequences == 0 ? [] : [new SequenceGroup(0, layout.Sequences, layout)];
         smallest = 0;
         foreach (bool isRoomy in new[] { true, false })
         {
-            if (Fits(whole, shape.KeyHeads, 1))
+            if (PlanIfFits(whole, keyHeads, 1) is { } plan)
             {
-                return Plan(whole, shape.KeyHeads, 1);
+                return plan;
             }
 
             foreach (int slots in new[] { 2, 1 })
             {
-                if (Largest(1, (int)Math.Min(tokens, int.MaxValue), n => Fits(Groups(problem, layout, n), shape.KeyHeads, slots)) is int most)
+                // Every try makes the plans of all groups: halves are near enough.
+                for (long most = tokens / 2; most > 0; most /= 2)
                 {
-                    return Plan(Groups(problem, layout, most), shape.KeyHeads, slots);
+                    SequenceGroup[] groups = Groups(problem, layout, most);
+                    if (PlanIfFits(groups, keyHeads, slots) is { } found)
+                    {
+                        return found;
+                    }
                 }
 
-                SequenceGroup[] single = Groups(problem, layout, 1);
-                if (Largest(1, shape.KeyHeads, n => Fits(single, n, slots)) is int heads)
+                SequenceGroup[] single = Groups(problem, layout, 0);
+                if (Largest(1, keyHeads, n => Fits(single, n, slots)) is int heads)
                 {
-                    return Plan(single, heads, slots);
+                    return PlanIfFits(single, heads, slots);
                 }
 
                 smallest = Lay(single, 1, slots).TotalBytes;
             }
 
-            bool Fits(SequenceGroup[] groups, int heads, int slots) => Lay(groups, heads, slots).TotalBytes <= budget;
+            SegmentPlan? PlanIfFits(SequenceGroup[] groups, int heads, int slots) => Fits(groups, heads, slots)
+                ? new SegmentPlan(problem, SizeOf(groups, heads), slots, Workspace(groups, heads), groups)
+                : null;
+
+            // What the tensors alone are too large for needs no plan of the engine's.
+            bool Fits(SequenceGroup[] groups, int heads, int slots) =>
+                new SegmentLayout(problem, SizeOf(groups, heads), slots, 0).TotalBytes <= budget && Lay(groups, heads, slots).TotalBytes <= budget;
 
             SegmentLayout Lay(SequenceGroup[] groups, int heads, int slots) => new(problem, SizeOf(groups, heads), slots, Workspace(groups, heads));
-
-            SegmentPlan Plan(SequenceGroup[] groups, int heads, int slots) => new(problem, SizeOf(groups, heads), slots, Workspace(groups, heads), groups);
 
             long Workspace(SequenceGroup[] groups, int heads) => groups.Select(group => Part(problem, group, heads)).Select(part =>
                 isRoomy ? engine.WorkspaceBytes(part) : engine.MinimumWorkspaceBytes(part)).DefaultIfEmpty(0).Max();
@@ -147,29 +151,29 @@ internal sealed class SegmentPlan
 
         return null;
 
-        SegmentSize SizeOf(SequenceGroup[] groups, int heads)
-        {
-            AttentionShape[] shapes = [.. groups.Select(group => Part(problem, group, heads).Shape)];
-            return new SegmentSize(
-                groups.Select(group => group.Count).DefaultIfEmpty(0).Max(), heads,
-                shapes.Select(s => (long)s.Batch * s.QueryLength).DefaultIfEmpty(0).Max(),
-                shapes.Select(s => (long)s.Batch * s.KeyLength).DefaultIfEmpty(0).Max());
-        }
+        SegmentSize SizeOf(SequenceGroup[] groups, int heads) => new(
+            groups.Select(group => group.Count).DefaultIfEmpty(0).Max(), heads,
+            groups.Select(group => Enumerable.Range(group.First, group.Count).Sum(n => QueriesOf(problem, layout, n))).DefaultIfEmpty(0).Max(),
+            groups.Select(group => Enumerable.Range(group.First, group.Count).Sum(n => KeysOf(problem, layout, n))).DefaultIfEmpty(0).Max());
     }
 
-    /// <summary>Queries and keys of a sequence, as they are copied.</summary>
-    private static long Tokens(AttentionProblem problem, SequenceLayout layout, int sequence) =>
-        layout.Queries(sequence, problem.Shape.QueryLength).Count + (problem.Shape.KeyLength > 0 ? (long)layout.Keys(sequence).Count : 0);
+    /// <summary>Queries of a sequence.</summary>
+    private static long QueriesOf(AttentionProblem problem, SequenceLayout layout, int sequence) =>
+        layout.Queries(sequence, problem.Shape.QueryLength).Count;
+
+    /// <summary>Keys of a sequence, as they are copied: those that take no part too.</summary>
+    private static long KeysOf(AttentionProblem problem, SequenceLayout layout, int sequence) =>
+        problem.Shape.KeyLength > 0 ? layout.Keys(sequence).Count : 0;
 
     /// <summary>Neighbouring sequences in groups of at most so many tokens, or a sequence where one alone has more.</summary>
-    private static SequenceGroup[] Groups(AttentionProblem problem, SequenceLayout layout, int tokens)
+    private static SequenceGroup[] Groups(AttentionProblem problem, SequenceLayout layout, long tokens)
     {
         var groups = new List<SequenceGroup>();
         int first = 0;
         long taken = 0;
         for (int sequence = 0; sequence < layout.Sequences; sequence++)
         {
-            long more = Tokens(problem, layout, sequence);
+            long more = QueriesOf(problem, layout, sequence) + KeysOf(problem, layout, sequence);
             if (sequence > first && taken + more > tokens)
             {
                 Add(sequence);
