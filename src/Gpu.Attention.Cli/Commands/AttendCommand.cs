@@ -24,9 +24,10 @@ internal static class AttendCommand
         RequireSense(terminal, options, parsed, features);
         RequireSupport(options, parsed);
         AtomicFile.RequireWritable(outputPath);
-        if (finalStatePath is not null)
+        string? weightsPath = parsed.GetValue(options.Weights);
+        foreach (string path in new[] { finalStatePath, weightsPath }.OfType<string>())
         {
-            AtomicFile.RequireWritable(finalStatePath);
+            AtomicFile.RequireWritable(path);
         }
 
         using ComputeDevice device = options.Device.Open(terminal, parsed);
@@ -35,6 +36,7 @@ internal static class AttendCommand
         AttentionShape shape = tensors.Shape;
         SequenceLayout? layout = options.Layout.Make(parsed, shape);
         AttentionState? state = null;
+        Func<float[]>? weightsOf = null;
         Operation operation;
         if (features == FeatureKind.Softmax)
         {
@@ -46,9 +48,10 @@ internal static class AttendCommand
             FeatureMap map = FeatureKind.Create(features, MakeProjection(options, parsed, features, shape.KeyDimension));
             var attention = new LinearAttention(device, map, ToLinearOptions(options, parsed));
             int sequences = layout?.Sequences ?? shape.Batch;
-            AttentionState? initialState = parsed.GetValue(options.InitialState) is { } path ? StateFile.Read(path, attention, sequences, shape) : null;
+            AttentionState? initialState = parsed.GetValue(options.InitialState) is { } initial ? StateFile.Read(initial, attention, sequences, shape) : null;
             state = finalStatePath is null ? null : attention.CreateState(sequences, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
             operation = tensors.Attend(attention, layout, initialState, state);
+            weightsOf = weightsPath is null ? null : () => tensors.Weights(attention, layout, parsed.GetValue(options.WeightsOf)!);
         }
 
         using (operation)
@@ -56,7 +59,8 @@ internal static class AttendCommand
             double milliseconds = terminal.Busy("attend", () => Time(operation.Forward));
             terminal.NoteFallbacks(operation.Fallbacks);
             cancellationToken.ThrowIfCancellationRequested();
-            Write(tensors, outputPath, state, finalStatePath, cancellationToken);
+            float[]? weights = weightsOf?.Invoke();
+            Write(tensors, outputPath, state, finalStatePath, weights, weightsPath, cancellationToken);
             Report(terminal, options, parsed, device, shape, layout, operation, milliseconds);
         }
 
@@ -89,7 +93,7 @@ internal static class AttendCommand
 
         if (features == FeatureKind.Softmax)
         {
-            Option[] linearOnly = [options.InitialState, options.FinalState, options.NoNormalize, options.FeatureEpsilon];
+            Option[] linearOnly = [options.InitialState, options.FinalState, options.WeightsOf, options.Weights, options.NoNormalize, options.FeatureEpsilon];
             Option? misplaced = Array.Find(linearOnly, parsed.IsGiven);
             if (misplaced is not null || parsed.GetValue(options.Compat) != "none")
             {
@@ -103,10 +107,35 @@ internal static class AttendCommand
             throw new UsageException($"{options.CausalBlock.Name} says something of {options.Causal.Name}, which is not given.");
         }
 
-        string output = Path.GetFullPath(parsed.GetValue(options.Output)!);
-        if (parsed.GetValue(options.FinalState) is { } state && Path.GetFullPath(state) == output)
+        RequireWeights(options, parsed);
+        Option<string?>[] written = [options.Output, options.FinalState, options.Weights];
+        (Option<string?> Option, string Path)[] files =
+            [.. written.Where(option => parsed.GetValue(option) is not null).Select(option => (option, Path.GetFullPath(parsed.GetValue(option)!)))];
+        for (int i = 1; i < files.Length; i++)
         {
-            throw new UsageException("--output and --final-state name the same file.");
+            if (Array.FindIndex(files, file => file.Path == files[i].Path) is int first && first < i)
+            {
+                throw new UsageException($"{files[first].Option.Name} and {files[i].Option.Name} name the same file.");
+            }
+        }
+    }
+
+    private static void RequireWeights(AttendOptions options, ParseResult parsed)
+    {
+        bool isWanted = parsed.IsGiven(options.Weights);
+        if (isWanted != parsed.IsGiven(options.WeightsOf))
+        {
+            throw new UsageException($"{options.WeightsOf.Name} says whose weights are wanted and {options.Weights.Name} where to: one needs the other.");
+        }
+
+        if (isWanted && parsed.GetValue(options.Storage) != AttendTensors.Storages[0])
+        {
+            throw new UsageException($"{options.Weights.Name} are those of float32 tensors, not of {options.Storage.Name} {parsed.GetValue(options.Storage)}.");
+        }
+
+        if (isWanted && parsed.IsGiven(options.InitialState))
+        {
+            throw new UsageException($"{options.Weights.Name} are over the call's own keys; what {options.InitialState.Name} has seen has none.");
         }
     }
 
@@ -167,19 +196,30 @@ internal static class AttendCommand
         return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
     }
 
-    // Both files are complete before either gets its name.
+    // All files are complete before any gets its name.
     private static void Write(
-        AttendTensors tensors, string outputPath, AttentionState? state, string? statePath, CancellationToken cancellationToken)
+        AttendTensors tensors, string outputPath, AttentionState? state, string? statePath, float[]? weights, string? weightsPath,
+        CancellationToken cancellationToken)
     {
         using var file = new AtomicFile(outputPath);
         using AtomicFile? stateFile = statePath is null ? null : new AtomicFile(statePath);
+        using AtomicFile? weightsFile = weightsPath is null ? null : new AtomicFile(weightsPath);
         tensors.WriteOutput(file.Stream, cancellationToken);
+        if (weightsFile is not null)
+        {
+            AttentionShape s = tensors.Shape;
+            long keys = (long)s.Batch * s.Heads * s.KeyLength;
+            int queries = keys == 0 ? 0 : (int)(weights!.Length / keys);
+            NpyFile.Write(weightsFile.Stream, [s.Batch, s.Heads, queries, s.KeyLength], weights, cancellationToken);
+        }
+
         if (stateFile is not null)
         {
             StateFile.Write(statePath!, stateFile.Stream, state!, cancellationToken);
         }
 
         stateFile?.Commit();
+        weightsFile?.Commit();
         file.Commit();
     }
 
@@ -215,6 +255,7 @@ internal static class AttendCommand
                 operation.WorkspaceBytes,
                 Output = outputPath,
                 FinalState = parsed.GetValue(options.FinalState),
+                Weights = parsed.GetValue(options.Weights),
             });
             return;
         }

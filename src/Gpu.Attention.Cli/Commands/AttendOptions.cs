@@ -68,6 +68,11 @@ internal sealed class AttendOptions
     public Option<string?> FinalState { get; } = CommonOptions.Path(
         "--final-state", "Receives what they have seen after, as .state or, named otherwise, .npz.", "s.state");
 
+    public Option<int[]?> WeightsOf { get; } = CommonOptions.Numbers(
+        "--weights-of", "Queries, by token, whose weights over the keys are wanted.", "0,17", 0, int.MaxValue);
+
+    public Option<string?> Weights { get; } = CommonOptions.Path("--weights", "Receives those weights, .npy [B, H, n, S], float32.", "w.npy");
+
     public Option<string?> OutputGradient { get; } =
         CommonOptions.Path("--output-gradient", "The loss's gradient at the output, .npy. Not supported yet.", "do.npy");
 
@@ -95,7 +100,7 @@ internal sealed class AttendOptions
         Option[] options =
         [
             Query, Key, Value, Output, Features, Projection, NumFeatures, Seed, OrthoScaling, FeatureEpsilon, Compat, Causal, CausalBlock, Scale, NoNormalize,
-            Storage, InitialState, FinalState, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Json,
+            Storage, InitialState, FinalState, WeightsOf, Weights, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Json,
         ];
         Array.ForEach(options, command.Options.Add);
         Layout.AddTo(command);

@@ -50,6 +50,10 @@ internal abstract class AttendTensors(AttentionShape shape)
     /// <summary>Exact attention of these tensors.</summary>
     public abstract Operation Attend(SoftmaxAttention attention, SequenceLayout? layout);
 
+    /// <summary>The weights of some queries of linear attention over the keys, <c>[B, H, n, S]</c>; of float32 tensors.</summary>
+    /// <exception cref="ArgumentException">There are too many, or a query is none of the tensors'.</exception>
+    public abstract float[] Weights(LinearAttention attention, SequenceLayout? layout, int[] queries);
+
     /// <summary>Writes the output as an <c>.npy</c> array.</summary>
     public abstract void WriteOutput(Stream stream, CancellationToken cancellationToken);
 
@@ -92,6 +96,19 @@ internal abstract class AttendTensors(AttentionShape shape)
 
         public override Operation Attend(SoftmaxAttention attention, SequenceLayout? layout) =>
             new(attention, Shape, () => attention.Forward<T>(Shape, query, key, value, _output, layout), layout);
+
+        public override float[] Weights(LinearAttention attention, SequenceLayout? layout, int[] queries)
+        {
+            Int128 elements = (Int128)Shape.Batch * Shape.Heads * queries.Length * Shape.KeyLength;
+            if (elements > Array.MaxLength)
+            {
+                throw new ArgumentException($"The weights of {queries.Length} queries of {Shape} are more than fit in memory at once ({Array.MaxLength}).");
+            }
+
+            float[] weights = new float[(int)elements];
+            attention.Weights(Shape, (float[])(object)query, (float[])(object)key, queries, weights, layout);
+            return weights;
+        }
 
         public override void WriteOutput(Stream stream, CancellationToken cancellationToken) =>
             write(stream, [Shape.Batch, Shape.QueryLength, Shape.Heads, Shape.ValueDimension], _output, cancellationToken);
