@@ -74,7 +74,7 @@ public sealed class HostBackwardTests
         Assert.Equal(one.Value, many.Value);
     }
 
-    // A state more for every 64 chunks: never one for every chunk, let alone for every token.
+    // A state more for every block of chunks: never one for every chunk, let alone for every token.
     [Theory]
     [InlineData(1)]
     [InlineData(4)]

@@ -8,12 +8,12 @@ namespace Gpu.Attention;
 /// <summary>Sizes and places of everything that a linear backward pass keeps in its workspace, in floats.</summary>
 /// <remarks>
 /// Each chain runs in one thread's room. Causal, a room keeps what came of the keys of one block of chunks, with the state before each of them, and the state
-/// before each block: <c>(64 + chunks / 64)</c> states at most, whatever the length.
+/// before each block: <c>(256 + chunks / 256)</c> states at most, whatever the length.
 /// </remarks>
 internal readonly struct LinearBackwardLayout
 {
     /// <summary>Chunks of a block.</summary>
-    public const int BlockChunks = 64;
+    public const int BlockChunks = 256;
 
     private readonly int _keptChunks;
     private readonly int _boundaries;
