@@ -13,6 +13,8 @@ switch (args)
         return StepTable.Run(rest);
     case ["backward", .. string[] rest]:
         return BackwardTable.Run(rest);
+    case ["stages", .. string[] rest]:
+        return StageTable.Run(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:
