@@ -43,7 +43,7 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         Stop(ForwardStage.ProjectKeys);
         FinishKeyFeatures(chain, n, keys, scratch);
         Stop(ForwardStage.KeyFeatures);
-        SumKeys(n, keys);
+        SumKeys(chain, KeyTokens(Place(chain), chunk), keys);
         Stop(ForwardStage.Reduce);
         Raise(state, keys, scratch);
         ScaleKeys(keys);
@@ -65,7 +65,7 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         Scores(n, seen, scratch, keys.Transposed);
         Stop(ForwardStage.Scores);
         int dvs = _layout.ValueStride;
-        MicroKernel<TV>.Multiply(n, dvs, _layout.Features, scratch.Queries, _layout.FeatureStride, state.Sums, dvs, scratch.Output, dvs, false);
+        ReadSums(n, chunk * Chunk, head, Place(chain), scratch, state.Sums);
         Stop(ForwardStage.Read);
         SimdBlas<TV>.AddCausalProduct(n, seen, scratch.Scores, Chunk, keys.Values, dvs, dvs, scratch.Output, dvs);
         Stop(ForwardStage.ReadChunk);

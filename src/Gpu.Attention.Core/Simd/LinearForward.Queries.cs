@@ -155,8 +155,7 @@ internal unsafe partial class LinearForward<TV>
                 Scores(n, seen, scratch, keysTransposed);
             }
 
-            MicroKernel<TV>.Multiply(
-                n, dvStride, _layout.Features, scratch.Queries, _layout.FeatureStride, sums, dvStride, scratch.Output, dvStride, false);
+            ReadSums(n, token, head, batch, scratch, sums);
             if (keysTransposed is not null)
             {
                 SimdBlas<TV>.AddCausalProduct(n, seen, scratch.Scores, Chunk, values, dvStride, dvStride, scratch.Output, dvStride);
@@ -164,6 +163,20 @@ internal unsafe partial class LinearForward<TV>
 
             WriteOutput(_buffers.Output.Row(batch, token, head), n, (nint)_buffers.Output.TokenStride, scratch);
         }
+    }
+
+    /// <summary>Q̂S, while queries and outputs of this thread's next chunk are on their way.</summary>
+    private protected void ReadSums(int n, int token, int head, int batch, Scratch scratch, float* sums)
+    {
+        AttentionShape shape = _problem.Shape;
+        bool isLast = (head + 1) % shape.HeadGroup == 0;
+        int next = isLast ? token + (_chunksApart * n) : token;
+        int nextHead = isLast ? head + 1 - shape.HeadGroup : head + 1;
+        var ahead = new RowsAhead(
+            new(_buffers.Query, batch, next, nextHead, shape.KeyDimension), new(_buffers.Output, batch, next, nextHead, shape.ValueDimension),
+            Math.Min(n, shape.QueryLength - next));
+        int dvs = _layout.ValueStride;
+        MicroKernel<TV>.Multiply(n, dvs, _layout.Features, scratch.Queries, _layout.FeatureStride, sums, dvs, scratch.Output, dvs, false, &ahead);
     }
 
     private protected void WriteOutput(void* output, int n, nint stride, Scratch scratch)

@@ -37,6 +37,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     public void Run(AttentionProblem problem, in AttentionBuffers buffers)
     {
         Start(problem, buffers, new LinearLayout(problem, loop.Degree, TV.Count, sweepsTokens));
+        _chunksApart = _layout.ByChain ? 1 : loop.Degree;
         _scratch = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
         _states = _scratch + (_layout.Slots * _layout.ScratchFloats);
         _keys = _states + (_layout.StateCount * _layout.StateFloats);

@@ -13,7 +13,7 @@ internal abstract unsafe partial class LinearPass<TV>
         int n = KeyTokens(Place(chain), chunk).Count;
         if (ReadKeys(chain, chunk, keys, scratch))
         {
-            SumKeys(n, keys);
+            SumKeys(chain, KeyTokens(Place(chain), chunk), keys);
         }
         else
         {
@@ -56,9 +56,21 @@ internal abstract unsafe partial class LinearPass<TV>
         }
     }
 
-    /// <summary>K̂ᵀV.</summary>
-    private protected void SumKeys(int n, Keys keys) => MicroKernel<TV>.Multiply(
-        _layout.Features, _layout.ValueStride, n, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, keys.Delta, _layout.ValueStride, false);
+    /// <summary>K̂ᵀV, while keys and values of this thread's next chunk are on their way.</summary>
+    private protected void SumKeys(long chain, TokenList tokens, Keys keys)
+    {
+        AttentionShape shape = _problem.Shape;
+        int n = tokens.Count;
+        int next = tokens[n - 1] + 1 + ((_chunksApart - 1) * Chunk);
+        int batch = BatchRow(Place(chain));
+        int head = KeyHead(chain);
+        var ahead = new RowsAhead(
+            new(_buffers.Key, batch, next, head, shape.KeyDimension), new(_buffers.Value, batch, next, head, shape.ValueDimension),
+            Math.Min(Chunk, shape.KeyLength - next));
+        MicroKernel<TV>.Multiply(
+            _layout.Features, _layout.ValueStride, n, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, keys.Delta, _layout.ValueStride, false,
+            &ahead);
+    }
 
     /// <summary>W x' of every key, as columns, and each key's row term.</summary>
     private protected void LinearKeyFeatures(long chain, TokenList tokens, float* target, Scratch scratch)

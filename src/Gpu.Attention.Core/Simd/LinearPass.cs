@@ -29,6 +29,9 @@ internal abstract unsafe partial class LinearPass<TV>
     private protected float _epsilon;
     private protected float* _stabilizers;
 
+    /// <summary>How many chunks further the next one of the same thread is likely to be.</summary>
+    private protected int _chunksApart = 1;
+
     /// <summary>How features are computed and kept.</summary>
     private protected enum FeatureMode
     {

@@ -56,9 +56,10 @@ internal static unsafe class MicroKernel<TV>
         get => TV.TileVectors * TV.Count;
     }
 
-    /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length.</summary>
+    /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length. Asks for rows ahead, if there are, as it goes.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    public static void Multiply(nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+    public static void Multiply(
+        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate, RowsAhead* ahead = null)
     {
         for (nint column = 0; column < n; column += Columns)
         {
@@ -66,6 +67,11 @@ internal static unsafe class MicroKernel<TV>
             for (nint row = 0; row < m; row += Rows)
             {
                 int rows = (int)nint.Min(m - row, Rows);
+                if (ahead is not null)
+                {
+                    ahead->AdvanceTo((int)((row + Rows) * LinearLayout.Chunk / m));
+                }
+
                 Tile(rows, vectors, k, a + (row * lda), lda, b + column, ldb, c + (row * ldc) + column, ldc, accumulate);
             }
         }
