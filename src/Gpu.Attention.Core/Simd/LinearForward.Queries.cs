@@ -202,8 +202,7 @@ internal unsafe partial class LinearForward<TV>
                 }
                 else
                 {
-                    // Not times 1 / denominator, which is infinite below 2.9e-39.
-                    TensorPrimitives.Divide(sums, denominator, target);
+                    SimdBlas<TV>.Divide(dv, result, denominator, isFloat ? (float*)output + (row * stride) : result);
                 }
             }
             else if (_mode == FeatureMode.Logarithmic)

@@ -124,7 +124,7 @@ internal abstract unsafe partial class LinearPass<TV>
         new Span<float>(term + n, padded - n).Fill(float.NegativeInfinity);
         AddEpsilonToKeys(n, keys.Transposed, term);
         bool wantsMaximum = _problem.WantsFinalState;
-        TV highest = TV.Broadcast(float.NegativeInfinity);
+        bool isRegular = true;
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             float* row = keys.Transposed + ((nint)feature * Chunk);
@@ -146,27 +146,40 @@ internal abstract unsafe partial class LinearPass<TV>
             TV sum = default;
             for (int j = 0; j < padded; j += TV.Count)
             {
-                TV log = TV.Subtract(TV.Add(TV.Load(row + j), TV.Load(term + j)), shift);
-
-                // Not TV.Max, which a NaN may pass through: a NaN must not hide how far another key rises.
-                highest = TV.SelectPositive(TV.Subtract(log, highest), log, highest);
-                TV value = SimdExp.Exp(log);
+                TV value = SimdExp.Exp(TV.Subtract(TV.Add(TV.Load(row + j), TV.Load(term + j)), shift));
                 sum = TV.Add(sum, value);
                 TV.Store(value, row + j);
             }
 
-            keys.DeltaZ[feature] = TV.Sum(sum);
-            if (float.IsNaN(keys.DeltaZ[feature]))
+            float total = TV.Sum(sum);
+            keys.DeltaZ[feature] = total;
+            if (float.IsNaN(total))
             {
                 // A NaN may be lost in TV.Max, but not in a sum.
                 keys.Maximum[feature] = float.NaN;
             }
 
+            // No key lies above what they all come to. A NaN must not hide how far another key rises.
+            isRegular &= total <= MaxFeature || !IsAnyAbove(MaxFeature, n, row);
+
             keys.First[feature] = reference + _key.Offset[feature];
             keys.Reference[feature] = keys.First[feature];
         }
 
-        return TV.MaxAcross(highest) <= MaxLogRange;
+        return isRegular;
+    }
+
+    private static bool IsAnyAbove(float limit, int n, float* x)
+    {
+        for (int i = 0; i < n; i++)
+        {
+            if (x[i] > limit)
+            {
+                return true;
+            }
+        }
+
+        return false;
     }
 
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>

@@ -6,6 +6,8 @@ namespace Gpu.Attention;
 // Queries: their features, and what they share with keys.
 internal abstract unsafe partial class LinearPass<TV>
 {
+    private const int RowsTogether = 8;
+
     /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
     private protected void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
     {
@@ -68,37 +70,44 @@ internal abstract unsafe partial class LinearPass<TV>
             bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
         }
 
-        for (int row = 0; row < n; row++)
+        // Maxima of some rows first, then their exponentials: a row's alone would wait for its maximum.
+        for (int first = 0; first < n; first += RowsTogether)
         {
-            float* q = scratch.Queries + ((nint)row * rs);
-            if (_epsilon != 0)
+            int end = Math.Min(first + RowsTogether, n);
+            for (int row = first; row < end; row++)
             {
-                AddEpsilonToQuery(q, scratch.RowTerm[row]);
-                scratch.RowTerm[row] = 0;
+                float* q = scratch.Queries + ((nint)row * rs);
+                if (_epsilon != 0)
+                {
+                    AddEpsilonToQuery(q, scratch.RowTerm[row]);
+                    scratch.RowTerm[row] = 0;
+                }
+
+                TV maximum = TV.Broadcast(float.NegativeInfinity);
+                for (int i = 0; i < rs; i += TV.Count)
+                {
+                    maximum = TV.Max(maximum, TV.Add(TV.Load(q + i), TV.Load(bias + i)));
+                }
+
+                scratch.RowMaximum[row] = TV.MaxAcross(maximum);
             }
 
-            TV maximum = TV.Broadcast(float.NegativeInfinity);
-            for (int i = 0; i < rs; i += TV.Count)
+            for (int row = first; row < end; row++)
             {
-                TV log = TV.Add(TV.Load(q + i), TV.Load(bias + i));
-                TV.Store(log, q + i);
-                maximum = TV.Max(maximum, log);
-            }
+                // −∞ throughout: the state is empty and nothing inside the chunk counts either; every feature is 0.
+                float* q = scratch.Queries + ((nint)row * rs);
+                float top = scratch.RowMaximum[row];
+                TV down = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
+                TV sum = default;
+                for (int i = 0; i < rs; i += TV.Count)
+                {
+                    TV value = SimdExp.Exp(TV.Subtract(TV.Add(TV.Load(q + i), TV.Load(bias + i)), down));
+                    sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
+                    TV.Store(value, q + i);
+                }
 
-            // −∞ throughout: the state is empty and nothing inside the chunk counts either; every feature is 0.
-            float top = TV.MaxAcross(maximum);
-            float shift = float.IsNegativeInfinity(top) ? 0 : top;
-            scratch.RowMaximum[row] = top;
-            TV down = TV.Broadcast(shift);
-            TV sum = default;
-            for (int i = 0; i < rs; i += TV.Count)
-            {
-                TV value = SimdExp.Exp(TV.Subtract(TV.Load(q + i), down));
-                sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
-                TV.Store(value, q + i);
+                scratch.Denominator[row] = TV.Sum(sum);
             }
-
-            scratch.Denominator[row] = TV.Sum(sum);
         }
     }
 

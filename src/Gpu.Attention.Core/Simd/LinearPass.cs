@@ -16,6 +16,9 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>How far above its scale a log feature may lie: <c>e^60</c>, summed over any length and squared by nothing, stays finite.</summary>
     private const float MaxLogRange = 60;
 
+    /// <summary>e^60.</summary>
+    private const float MaxFeature = 1.142e26f;
+
     /// <summary>What lucidrains adds to each summed key feature of a causal normaliser.</summary>
     private const float LucidrainsNormalizerOffset = 1e-6f;
 

@@ -1,4 +1,6 @@
+using System.Numerics.Tensors;
 using System.Runtime.CompilerServices;
+using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 using System.Runtime.Intrinsics.X86;
 
@@ -9,6 +11,13 @@ internal static unsafe class SimdBlas<TV>
     where TV : struct, ISimdVector<TV>
 {
     private const int TransposedColumns = 16;
+    private const int MaxLanes = 16;
+
+    /// <summary>Numbers no larger, and their inverses, are left to division.</summary>
+    private const float SmallestInverted = 1e-37f;
+
+    // Constants of the assembly, which do not move.
+    private static ReadOnlySpan<float> OnesThenZeros => [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
     /// <summary>Adds <c>P V</c> to O where row i of P counts in its first <c>seen[i]</c> columns, which never fall; what lies beyond is not read.</summary>
     /// <remarks>Not even as a factor of zero: a value that a row does not see may be NaN.</remarks>
@@ -23,12 +32,10 @@ internal static unsafe class SimdBlas<TV>
                 MicroKernel<TV>.Multiply(height, n, seenByAll, p + (row * pStride), pStride, v, vStride, o + (row * oStride), oStride, true);
             }
 
-            for (int i = 1; i < height; i++)
+            for (int i = row + 1; i < row + height; i++)
             {
-                for (int j = seenByAll; j < seen[row + i]; j++)
-                {
-                    MultiplyAdd(n, p[((row + i) * pStride) + j], v + (j * vStride), o + ((row + i) * oStride));
-                }
+                MicroKernel<TV>.Multiply(
+                    1, n, seen[i] - seenByAll, p + (i * pStride) + seenByAll, pStride, v + (seenByAll * vStride), vStride, o + (i * oStride), oStride, true);
             }
         }
     }
@@ -43,10 +50,8 @@ internal static unsafe class SimdBlas<TV>
             int countedByAll = first[row + height - 1];
             for (int i = row; i < row + height; i++)
             {
-                for (int j = first[i]; j < countedByAll; j++)
-                {
-                    MultiplyAdd(n, p[(i * pStride) + j], v + (j * vStride), o + (i * oStride));
-                }
+                MicroKernel<TV>.Multiply(
+                    1, n, countedByAll - first[i], p + (i * pStride) + first[i], pStride, v + (first[i] * vStride), vStride, o + (i * oStride), oStride, true);
             }
 
             MicroKernel<TV>.Multiply(
@@ -77,6 +82,31 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
+    /// <summary><c>y = x / a</c> for any number of elements; x is padded to whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void Divide(int n, float* x, float a, float* y)
+    {
+        // Times 1 / a, except where that could be infinite, or lose bits as a subnormal number.
+        float inverse = 1 / a;
+        if (!(MathF.Abs(a) > SmallestInverted && MathF.Abs(inverse) > SmallestInverted))
+        {
+            TensorPrimitives.Divide(new ReadOnlySpan<float>(x, n), a, new Span<float>(y, n));
+            return;
+        }
+
+        TV factor = TV.Broadcast(inverse);
+        int i = 0;
+        for (; i <= n - TV.Count; i += TV.Count)
+        {
+            TV.Store(TV.Multiply(factor, TV.Load(x + i)), y + i);
+        }
+
+        for (; i < n; i++)
+        {
+            y[i] = x[i] * inverse;
+        }
+    }
+
     /// <summary>x·y over whole vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Dot(int n, float* x, float* y)
@@ -90,24 +120,27 @@ internal static unsafe class SimdBlas<TV>
         return TV.Sum(sum);
     }
 
-    /// <summary>The sum of any number of elements, in an order that depends on the number and the vector width only.</summary>
+    /// <summary>
+    /// The sum of any number of elements, in an order that depends on the number and the vector width only. Reads whole vectors; what lies behind the last
+    /// element may be anything.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Sum(int n, float* x)
     {
-        TV vectors = default;
+        TV sum = default;
         int i = 0;
         for (; i <= n - TV.Count; i += TV.Count)
         {
-            vectors = TV.Add(vectors, TV.Load(x + i));
+            sum = TV.Add(sum, TV.Load(x + i));
         }
 
-        float sum = TV.Sum(vectors);
-        for (; i < n; i++)
+        if (i < n)
         {
-            sum += x[i];
+            float* mask = (float*)Unsafe.AsPointer(ref MemoryMarshal.GetReference(OnesThenZeros)) + MaxLanes - (n - i);
+            sum = TV.Add(sum, TV.SelectPositive(TV.Load(mask), TV.Load(x + i), default));
         }
 
-        return sum;
+        return TV.Sum(sum);
     }
 
     /// <summary>Copies <c>n</c> rows of <c>width</c> elements and clears each up to <c>stride</c>.</summary>
@@ -115,11 +148,7 @@ internal static unsafe class SimdBlas<TV>
     {
         for (int row = 0; row < n; row++)
         {
-            new ReadOnlySpan<float>(source + (row * sourceStride), width).CopyTo(new Span<float>(target + ((nint)row * stride), width));
-            if (stride > width)
-            {
-                new Span<float>(target + ((nint)row * stride) + width, stride - width).Clear();
-            }
+            StoredRows.CopyRow(width, source + (row * sourceStride), target + ((nint)row * stride), stride);
         }
     }
 
@@ -133,6 +162,11 @@ internal static unsafe class SimdBlas<TV>
             float* x = source + first;
             float* y = target + (first * targetStride);
             int row = 0;
+            for (; Avx512F.IsSupported && columns == 16 && row <= n - 16; row += 16)
+            {
+                Transpose16(x + (row * sourceStride), sourceStride, y + row, targetStride);
+            }
+
             for (; Avx.IsSupported && row <= n - 8; row += 8)
             {
                 int column = 0;
@@ -209,6 +243,32 @@ internal static unsafe class SimdBlas<TV>
             Avx.UnpackLow(c, d).AsSingle().Store(y + (2 * yStride));
             Avx.UnpackHigh(c, d).AsSingle().Store(y + (3 * yStride));
         }
+    }
+
+    private static void Transpose16(float* x, nint xStride, float* y, nint yStride)
+    {
+        // As 8 by 8, but with rows i, i + 4, i + 8 and i + 12 in the quarters of a vector.
+        for (int column = 0; column < 16; column += 4)
+        {
+            Vector512<float> r0 = Quarters(x + column, xStride);
+            Vector512<float> r1 = Quarters(x + column + xStride, xStride);
+            Vector512<float> r2 = Quarters(x + column + (2 * xStride), xStride);
+            Vector512<float> r3 = Quarters(x + column + (3 * xStride), xStride);
+            Vector512<double> a = Avx512F.UnpackLow(r0, r1).AsDouble();
+            Vector512<double> b = Avx512F.UnpackLow(r2, r3).AsDouble();
+            Vector512<double> c = Avx512F.UnpackHigh(r0, r1).AsDouble();
+            Vector512<double> d = Avx512F.UnpackHigh(r2, r3).AsDouble();
+            float* target = y + (column * yStride);
+            Avx512F.UnpackLow(a, b).AsSingle().Store(target);
+            Avx512F.UnpackHigh(a, b).AsSingle().Store(target + yStride);
+            Avx512F.UnpackLow(c, d).AsSingle().Store(target + (2 * yStride));
+            Avx512F.UnpackHigh(c, d).AsSingle().Store(target + (3 * yStride));
+        }
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        static Vector512<float> Quarters(float* x, nint stride) => Vector512.Create(
+            Vector256.Create(Vector128.Load(x), Vector128.Load(x + (4 * stride))),
+            Vector256.Create(Vector128.Load(x + (8 * stride)), Vector128.Load(x + (12 * stride))));
     }
 
     private static void TransposeElements(int n, int width, float* x, nint xStride, float* y, nint yStride)

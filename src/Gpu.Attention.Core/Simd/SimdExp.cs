@@ -27,9 +27,10 @@ internal static class SimdExp
         p = TV.MultiplyAdd(p, r, TV.Broadcast(4.1665795894e-2f));
         p = TV.MultiplyAdd(p, r, TV.Broadcast(1.6666665459e-1f));
         p = TV.MultiplyAdd(p, r, TV.Broadcast(5.0000001201e-1f));
-        p = TV.Add(TV.MultiplyAdd(p, TV.Multiply(r, r), r), TV.Broadcast(1f));
+        p = TV.MultiplyAdd(p, r, TV.Broadcast(1f));
+        p = TV.MultiplyAdd(p, r, TV.Broadcast(1f));
         TV y = TV.ScaleByPowerOfTwo(p, n);
-        y = TV.SelectPositive(TV.Subtract(TV.Broadcast(Lowest), x), TV.Broadcast(0), y);
-        return TV.SelectPositive(TV.Subtract(x, TV.Broadcast(Highest)), TV.Broadcast(float.PositiveInfinity), y);
+        y = TV.SelectGreater(TV.Broadcast(Lowest), x, default, y);
+        return TV.SelectGreater(x, TV.Broadcast(Highest), TV.Broadcast(float.PositiveInfinity), y);
     }
 }

@@ -38,6 +38,9 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary><c>whenTrue</c> in lanes where <c>value &gt; 0</c>, else <c>whenFalse</c>.</summary>
     static abstract TSelf SelectPositive(TSelf value, TSelf whenTrue, TSelf whenFalse);
 
+    /// <summary><c>whenTrue</c> in lanes where <c>left &gt; right</c>, else <c>whenFalse</c>.</summary>
+    static abstract TSelf SelectGreater(TSelf left, TSelf right, TSelf whenTrue, TSelf whenFalse);
+
     /// <summary>The nearest whole number, ties to even.</summary>
     static abstract TSelf Round(TSelf value);
 
@@ -89,6 +92,10 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
         new(Vector512.ConditionalSelect(Vector512.GreaterThan(value._value, Vector512<float>.Zero), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V512 SelectGreater(V512 left, V512 right, V512 whenTrue, V512 whenFalse) =>
+        new(Vector512.ConditionalSelect(Vector512.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 Round(V512 value) => new(Vector512.Round(value._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -138,6 +145,10 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 SelectPositive(V256 value, V256 whenTrue, V256 whenFalse) =>
         new(Vector256.ConditionalSelect(Vector256.GreaterThan(value._value, Vector256<float>.Zero), whenTrue._value, whenFalse._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V256 SelectGreater(V256 left, V256 right, V256 whenTrue, V256 whenFalse) =>
+        new(Vector256.ConditionalSelect(Vector256.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 Round(V256 value) => new(Vector256.Round(value._value));
@@ -192,6 +203,10 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
         new(Vector128.ConditionalSelect(Vector128.GreaterThan(value._value, Vector128<float>.Zero), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V128 SelectGreater(V128 left, V128 right, V128 whenTrue, V128 whenFalse) =>
+        new(Vector128.ConditionalSelect(Vector128.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 Round(V128 value) => new(Vector128.Round(value._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -241,6 +256,9 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 SelectPositive(V32 value, V32 whenTrue, V32 whenFalse) => value._value > 0 ? whenTrue : whenFalse;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V32 SelectGreater(V32 left, V32 right, V32 whenTrue, V32 whenFalse) => left._value > right._value ? whenTrue : whenFalse;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 Round(V32 value) => new(MathF.Round(value._value));

@@ -68,11 +68,39 @@ internal static unsafe class StoredRows
         for (int row = 0; row < tokens.Count; row++)
         {
             float* to = target + ((nint)row * stride);
+            if (type == ElementType.Single)
+            {
+                CopyRow(width, (float*)(origin + (tokens[row] * step)), to, stride);
+                continue;
+            }
+
             Widen(origin + (tokens[row] * step), type, width, to);
             if (stride > width)
             {
                 new Span<float>(to + width, stride - width).Clear();
             }
+        }
+    }
+
+    /// <summary>Copies a row and clears what is left up to a stride.</summary>
+    /// <remarks>A row is too short for the framework's copying, which first finds out how to go about it.</remarks>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void CopyRow(int width, float* source, float* target, int stride)
+    {
+        int i = 0;
+        for (; i <= width - Vector<float>.Count; i += Vector<float>.Count)
+        {
+            Vector.Store(Vector.Load(source + i), target + i);
+        }
+
+        for (; i < width; i++)
+        {
+            target[i] = source[i];
+        }
+
+        for (; i < stride; i++)
+        {
+            target[i] = 0;
         }
     }
 
