@@ -143,15 +143,7 @@ internal abstract unsafe partial class LinearPass<TV>
             }
 
             TV shift = TV.Broadcast(reference);
-            TV sum = default;
-            for (int j = 0; j < padded; j += TV.Count)
-            {
-                TV value = SimdExp.Exp(TV.Subtract(TV.Add(TV.Load(row + j), TV.Load(term + j)), shift));
-                sum = TV.Add(sum, value);
-                TV.Store(value, row + j);
-            }
-
-            float total = TV.Sum(sum);
+            float total = TV.Sum(Exponentiate<Plain>(padded, row, term, shift, null));
             keys.DeltaZ[feature] = total;
             if (float.IsNaN(total))
             {

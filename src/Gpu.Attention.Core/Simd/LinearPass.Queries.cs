@@ -98,15 +98,7 @@ internal abstract unsafe partial class LinearPass<TV>
                 float* q = scratch.Queries + ((nint)row * rs);
                 float top = scratch.RowMaximum[row];
                 TV down = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
-                TV sum = default;
-                for (int i = 0; i < rs; i += TV.Count)
-                {
-                    TV value = SimdExp.Exp(TV.Subtract(TV.Add(TV.Load(q + i), TV.Load(bias + i)), down));
-                    sum = TV.MultiplyAdd(value, TV.Load(normalizers + i), sum);
-                    TV.Store(value, q + i);
-                }
-
-                scratch.Denominator[row] = TV.Sum(sum);
+                scratch.Denominator[row] = TV.Sum(Exponentiate<Weighted>(rs, q, bias, down, normalizers));
             }
         }
     }

@@ -35,6 +35,18 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>How many chunks further the next one of the same thread is likely to be.</summary>
     private protected int _chunksApart = 1;
 
+    /// <summary>A sum of terms as they are.</summary>
+    private protected readonly struct Plain : IConstant
+    {
+        public static int Value => 0;
+    }
+
+    /// <summary>A sum of terms, each times a weight.</summary>
+    private protected readonly struct Weighted : IConstant
+    {
+        public static int Value => 1;
+    }
+
     /// <summary>How features are computed and kept.</summary>
     private protected enum FeatureMode
     {
@@ -178,11 +190,25 @@ internal abstract unsafe partial class LinearPass<TV>
         TV epsilon = TV.Broadcast(_epsilon);
         if (activation == FeatureActivation.EluPlusOne)
         {
-            for (int i = 0; i < n; i += TV.Count)
+            int i = 0;
+            for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
+            {
+                TV x0 = TV.Load(row + i);
+                TV x1 = TV.Load(row + i + TV.Count);
+                TV x2 = TV.Load(row + i + (2 * TV.Count));
+                TV x3 = TV.Load(row + i + (3 * TV.Count));
+                (TV y0, TV y1, TV y2, TV y3) = (x0, x1, x2, x3);
+                SimdExp.Exp(ref y0, ref y1, ref y2, ref y3);
+                TV.Store(EluPlusOne(x0, y0, epsilon), row + i);
+                TV.Store(EluPlusOne(x1, y1, epsilon), row + i + TV.Count);
+                TV.Store(EluPlusOne(x2, y2, epsilon), row + i + (2 * TV.Count));
+                TV.Store(EluPlusOne(x3, y3, epsilon), row + i + (3 * TV.Count));
+            }
+
+            for (; i < n; i += TV.Count)
             {
                 TV x = TV.Load(row + i);
-                TV value = TV.SelectPositive(x, TV.Add(x, TV.Broadcast(1)), SimdExp.Exp(x));
-                TV.Store(TV.Add(value, epsilon), row + i);
+                TV.Store(EluPlusOne(x, SimdExp.Exp(x), epsilon), row + i);
             }
         }
         else if (activation == FeatureActivation.Relu)
@@ -202,6 +228,10 @@ internal abstract unsafe partial class LinearPass<TV>
             }
         }
     }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static TV EluPlusOne(TV x, TV exponential, TV epsilon) =>
+        TV.Add(TV.SelectPositive(x, TV.Add(x, TV.Broadcast(1)), exponential), epsilon);
 
     // The constant is added to exp(l) before the factor e^b, as the published implementations place it.
     private protected void AddEpsilonToKeys(int n, float* transposed, float* term)
@@ -236,6 +266,43 @@ internal abstract unsafe partial class LinearPass<TV>
         float other = MathF.Log(_epsilon);
         float larger = MathF.Max(log, other);
         return larger + MathF.Log(1 + MathF.Exp(MathF.Min(log, other) - larger));
+    }
+
+    /// <summary>x ← e^(x + y − shift) over whole vectors. Returns the lanes' sums of the results, each times its weight where there are weights.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private protected static TV Exponentiate<TWeights>(int n, float* x, float* y, TV shift, float* weights)
+        where TWeights : struct, IConstant
+    {
+        TV sum = default;
+        int i = 0;
+        for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
+        {
+            TV x0 = TV.Subtract(TV.Add(TV.Load(x + i), TV.Load(y + i)), shift);
+            TV x1 = TV.Subtract(TV.Add(TV.Load(x + i + TV.Count), TV.Load(y + i + TV.Count)), shift);
+            TV x2 = TV.Subtract(TV.Add(TV.Load(x + i + (2 * TV.Count)), TV.Load(y + i + (2 * TV.Count))), shift);
+            TV x3 = TV.Subtract(TV.Add(TV.Load(x + i + (3 * TV.Count)), TV.Load(y + i + (3 * TV.Count))), shift);
+            SimdExp.Exp(ref x0, ref x1, ref x2, ref x3);
+            TV.Store(x0, x + i);
+            TV.Store(x1, x + i + TV.Count);
+            TV.Store(x2, x + i + (2 * TV.Count));
+            TV.Store(x3, x + i + (3 * TV.Count));
+            sum = Add(sum, x0, i);
+            sum = Add(sum, x1, i + TV.Count);
+            sum = Add(sum, x2, i + (2 * TV.Count));
+            sum = Add(sum, x3, i + (3 * TV.Count));
+        }
+
+        for (; i < n; i += TV.Count)
+        {
+            TV value = SimdExp.Exp(TV.Subtract(TV.Add(TV.Load(x + i), TV.Load(y + i)), shift));
+            TV.Store(value, x + i);
+            sum = Add(sum, value, i);
+        }
+
+        return sum;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        TV Add(TV sum, TV value, int at) => TWeights.Value == 0 ? TV.Add(sum, value) : TV.MultiplyAdd(value, TV.Load(weights + at), sum);
     }
 
     private protected void ExponentiateInPlace(float* logs)
