@@ -98,16 +98,20 @@ internal abstract unsafe partial class LinearPass<TV>
         bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
         int padded = PackedForm<TV>.RoundUp(n);
         new Span<float>(scratch.RowTerm + n, padded - n).Clear();
-        for (int feature = 0; feature < _layout.Features; feature++)
+        for (int feature = 0; hasTerm && feature < _layout.Features; feature++)
         {
             float* row = keys.Transposed + ((nint)feature * Chunk);
             TV offset = TV.Broadcast(_key.Offset[feature]);
-            for (int j = 0; hasTerm && j < padded; j += TV.Count)
+            for (int j = 0; j < padded; j += TV.Count)
             {
                 TV.Store(TV.Add(TV.Load(row + j), TV.Add(TV.Load(scratch.RowTerm + j), offset)), row + j);
             }
+        }
 
-            Activate(_key.Form.Activation, n, row);
+        ActivateRows(_key.Form.Activation, _layout.Features, n, keys.Transposed, Chunk);
+        for (int feature = 0; feature < _layout.Features; feature++)
+        {
+            float* row = keys.Transposed + ((nint)feature * Chunk);
             new Span<float>(row + n, padded - n).Clear();
             keys.DeltaZ[feature] = SimdBlas<TV>.Sum(n, row);
         }

@@ -27,15 +27,20 @@ internal abstract unsafe partial class LinearPass<TV>
             return;
         }
 
+        for (int row = 0; _mode == FeatureMode.Direct && row < n; row++)
+        {
+            AddTerms(_query, scratch.RowTerm[row], scratch.Queries + ((nint)row * rs));
+        }
+
+        if (_mode == FeatureMode.Direct)
+        {
+            ActivateRows(_query.Form.Activation, n, _layout.Features, scratch.Queries, rs);
+        }
+
         for (int row = 0; row < n; row++)
         {
             float* q = scratch.Queries + ((nint)row * rs);
-            if (_mode == FeatureMode.Direct)
-            {
-                AddTerms(_query, scratch.RowTerm[row], q);
-                Activate(_query.Form.Activation, _layout.Features, q);
-            }
-            else
+            if (_mode == FeatureMode.Stabilized)
             {
                 var features = new Span<float>(q, _layout.Features);
                 float shift = scratch.RowTerm[row] - TensorPrimitives.Max<float>(features);

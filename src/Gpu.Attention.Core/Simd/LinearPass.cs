@@ -184,6 +184,17 @@ internal abstract unsafe partial class LinearPass<TV>
         }
     }
 
+    /// <summary>A direct activation of rows of n elements in place, epsilon included. Rows are padded to whole vectors.</summary>
+    private protected void ActivateRows(FeatureActivation activation, int rows, int n, float* first, int stride)
+    {
+        // Where nothing lies between rows, they are one.
+        (rows, n) = n == stride ? (1, rows * n) : (rows, n);
+        for (int row = 0; row < rows; row++)
+        {
+            Activate(activation, n, first + ((nint)row * stride));
+        }
+    }
+
     /// <summary>A direct activation of n elements in place, epsilon included. The row is padded to whole vectors.</summary>
     private protected void Activate(FeatureActivation activation, int n, float* row)
     {

@@ -34,8 +34,7 @@ internal static unsafe class SimdBlas<TV>
 
             for (int i = row + 1; i < row + height; i++)
             {
-                MicroKernel<TV>.Multiply(
-                    1, n, seen[i] - seenByAll, p + (i * pStride) + seenByAll, pStride, v + (seenByAll * vStride), vStride, o + (i * oStride), oStride, true);
+                AddRows(seen[i] - seenByAll, p + (i * pStride) + seenByAll, v + (seenByAll * vStride), vStride, n, o + (i * oStride));
             }
         }
     }
@@ -50,13 +49,52 @@ internal static unsafe class SimdBlas<TV>
             int countedByAll = first[row + height - 1];
             for (int i = row; i < row + height; i++)
             {
-                MicroKernel<TV>.Multiply(
-                    1, n, countedByAll - first[i], p + (i * pStride) + first[i], pStride, v + (first[i] * vStride), vStride, o + (i * oStride), oStride, true);
+                AddRows(countedByAll - first[i], p + (i * pStride) + first[i], v + (first[i] * vStride), vStride, n, o + (i * oStride));
             }
 
             MicroKernel<TV>.Multiply(
                 height, n, inner - countedByAll, p + (row * pStride) + countedByAll, pStride, v + (countedByAll * vStride), vStride, o + (row * oStride),
                 oStride, true);
+        }
+    }
+
+    /// <summary><c>o += Σ p_j v_j</c> over a few rows v of whole vectors, in their order.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddRows(int count, float* p, float* v, nint vStride, int n, float* o)
+    {
+        int i = 0;
+        for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
+        {
+            float* x = v + i;
+            TV o0 = TV.Load(o + i);
+            TV o1 = TV.Load(o + i + TV.Count);
+            TV o2 = TV.Load(o + i + (2 * TV.Count));
+            TV o3 = TV.Load(o + i + (3 * TV.Count));
+            for (int j = 0; j < count; j++)
+            {
+                TV factor = TV.Broadcast(p[j]);
+                o0 = TV.MultiplyAdd(factor, TV.Load(x), o0);
+                o1 = TV.MultiplyAdd(factor, TV.Load(x + TV.Count), o1);
+                o2 = TV.MultiplyAdd(factor, TV.Load(x + (2 * TV.Count)), o2);
+                o3 = TV.MultiplyAdd(factor, TV.Load(x + (3 * TV.Count)), o3);
+                x += vStride;
+            }
+
+            TV.Store(o0, o + i);
+            TV.Store(o1, o + i + TV.Count);
+            TV.Store(o2, o + i + (2 * TV.Count));
+            TV.Store(o3, o + i + (3 * TV.Count));
+        }
+
+        for (; i < n; i += TV.Count)
+        {
+            TV sum = TV.Load(o + i);
+            for (int j = 0; j < count; j++)
+            {
+                sum = TV.MultiplyAdd(TV.Broadcast(p[j]), TV.Load(v + (j * vStride) + i), sum);
+            }
+
+            TV.Store(sum, o + i);
         }
     }
 
