@@ -112,7 +112,11 @@ internal abstract unsafe partial class LinearPass<TV>
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             float* row = keys.Transposed + ((nint)feature * Chunk);
-            new Span<float>(row + n, padded - n).Clear();
+            if (padded > n)
+            {
+                new Span<float>(row + n, padded - n).Clear();
+            }
+
             keys.DeltaZ[feature] = SimdBlas<TV>.Sum(n, row);
         }
     }
@@ -289,14 +293,17 @@ internal abstract unsafe partial class LinearPass<TV>
             return;
         }
 
-        for (int feature = 0; feature < _layout.Features; feature++)
+        for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
         {
-            float scale = MathF.Max(state.LogScale[feature], keys.First[feature]);
-            keys.Scale[feature] = scale;
+            TV before = TV.Load(state.LogScale + i);
+            TV first = TV.Load(keys.First + i);
+            TV scale = TV.MaxOrNaN(before, first);
+            TV.Store(scale, keys.Scale + i);
 
             // Of equals the difference is 0 even at −∞, where a feature is switched off.
-            scratch.Factors[feature] = state.LogScale[feature] == scale ? 0 : state.LogScale[feature] - scale;
-            keys.Beta[feature] = keys.First[feature] == scale ? 0 : keys.First[feature] - scale;
+            TV finite = TV.Finite(scale);
+            TV.Store(TV.Subtract(TV.Finite(before), finite), scratch.Factors + i);
+            TV.Store(TV.Subtract(TV.Finite(first), finite), keys.Beta + i);
         }
 
         ExponentiateInPlace(scratch.Factors);
@@ -374,7 +381,10 @@ internal abstract unsafe partial class LinearPass<TV>
 
         for (int feature = 0; feature < _layout.Features; feature++)
         {
-            SimdBlas<TV>.Scale(Chunk, keys.Beta[feature], keys.Transposed + ((nint)feature * Chunk));
+            if (keys.Beta[feature] != 1)
+            {
+                SimdBlas<TV>.Scale(Chunk, keys.Beta[feature], keys.Transposed + ((nint)feature * Chunk));
+            }
         }
     }
 

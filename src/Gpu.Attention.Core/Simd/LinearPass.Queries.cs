@@ -50,7 +50,11 @@ internal abstract unsafe partial class LinearPass<TV>
                 }
             }
 
-            new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
+            if (rs > _layout.Features)
+            {
+                new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
+            }
+
             scratch.Denominator[row] = SimdBlas<TV>.Dot(rs, q, normalizers);
         }
     }

@@ -187,8 +187,12 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>A direct activation of rows of n elements in place, epsilon included. Rows are padded to whole vectors.</summary>
     private protected void ActivateRows(FeatureActivation activation, int rows, int n, float* first, int stride)
     {
-        // Where nothing lies between rows, they are one.
-        (rows, n) = n == stride ? (1, rows * n) : (rows, n);
+        // Where nothing lies between rows, they are one. A function of the caller's sees one at a time.
+        if (n == stride && (activation == FeatureActivation.EluPlusOne || activation == FeatureActivation.Relu))
+        {
+            (rows, n) = (1, rows * n);
+        }
+
         for (int row = 0; row < rows; row++)
         {
             Activate(activation, n, first + ((nint)row * stride));

@@ -35,6 +35,12 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary>The larger of each lane by one instruction; which operand wins beside a NaN is the machine's choice.</summary>
     static abstract TSelf Max(TSelf left, TSelf right);
 
+    /// <summary>The larger of each lane; NaN beside a NaN.</summary>
+    static abstract TSelf MaxOrNaN(TSelf left, TSelf right);
+
+    /// <summary>The nearest finite number; NaN stays NaN.</summary>
+    static abstract TSelf Finite(TSelf value);
+
     /// <summary><c>whenTrue</c> in lanes where <c>value &gt; 0</c>, else <c>whenFalse</c>.</summary>
     static abstract TSelf SelectPositive(TSelf value, TSelf whenTrue, TSelf whenFalse);
 
@@ -86,6 +92,13 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 Max(V512 left, V512 right) => new(Vector512.MaxNative(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V512 MaxOrNaN(V512 left, V512 right) => new(Vector512.Max(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V512 Finite(V512 value) =>
+        new(Vector512.Min(Vector512.Max(value._value, Vector512.Create(float.MinValue)), Vector512.Create(float.MaxValue)));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 SelectPositive(V512 value, V512 whenTrue, V512 whenFalse) =>
@@ -141,6 +154,13 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 Max(V256 left, V256 right) => new(Vector256.MaxNative(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V256 MaxOrNaN(V256 left, V256 right) => new(Vector256.Max(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V256 Finite(V256 value) =>
+        new(Vector256.Min(Vector256.Max(value._value, Vector256.Create(float.MinValue)), Vector256.Create(float.MaxValue)));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 SelectPositive(V256 value, V256 whenTrue, V256 whenFalse) =>
@@ -199,6 +219,13 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
     public static V128 Max(V128 left, V128 right) => new(Vector128.MaxNative(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V128 MaxOrNaN(V128 left, V128 right) => new(Vector128.Max(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V128 Finite(V128 value) =>
+        new(Vector128.Min(Vector128.Max(value._value, Vector128.Create(float.MinValue)), Vector128.Create(float.MaxValue)));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 SelectPositive(V128 value, V128 whenTrue, V128 whenFalse) =>
         new(Vector128.ConditionalSelect(Vector128.GreaterThan(value._value, Vector128<float>.Zero), whenTrue._value, whenFalse._value));
 
@@ -253,6 +280,12 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 Max(V32 left, V32 right) => left._value > right._value ? left : right;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V32 MaxOrNaN(V32 left, V32 right) => new(MathF.Max(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V32 Finite(V32 value) => new(Math.Clamp(value._value, float.MinValue, float.MaxValue));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 SelectPositive(V32 value, V32 whenTrue, V32 whenFalse) => value._value > 0 ? whenTrue : whenFalse;
