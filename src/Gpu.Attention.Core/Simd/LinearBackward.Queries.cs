@@ -50,14 +50,14 @@ internal sealed unsafe partial class LinearBackward<TV>
             SumGradients(batch, head, tokens, room);
             if (view.Keys > 0)
             {
-                AddToKeys(n, seen, first, view.Keys, room);
+                AddToKeys(n, seen, first, view, room);
             }
 
             if (_wantsReverse)
             {
                 SimdBlas<TV>.Transpose(n, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.GradientTransposed, Chunk);
                 MicroKernel<TV>.Multiply(
-                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, room.Reverse, rs, true);
+                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, view.Tile.Asked, rs, true);
             }
 
             if (_wantsQueries)
@@ -115,15 +115,16 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>P, the gradient of the scores, and what comes of it and of the scores for the keys that queries see.</summary>
-    private void AddToKeys(int n, int* seen, int* first, int keys, in Room room)
+    private void AddToKeys(int n, int* seen, int* first, in View view, in Room room)
     {
         Scratch scratch = room.Scratch;
         int rs = _layout.FeatureStride;
+        int keys = view.Keys;
         if (_wantsValues)
         {
             SimdBlas<TV>.Transpose(n, keys, scratch.Scores, Chunk, room.Turned, Chunk);
             SimdBlas<TV>.AddSuffixProduct(
-                keys, n, first, room.Turned, Chunk, room.Gradient, room.GradientStride, _layout.ValueStride, room.ValueGradient, _layout.ValueStride);
+                keys, n, first, room.Turned, Chunk, room.Gradient, room.GradientStride, _layout.ValueStride, view.Tile.ValueGradient, _layout.ValueStride);
         }
 
         if (_wantsQueries || _wantsKeys)
@@ -135,7 +136,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         if (_wantsKeys)
         {
             SimdBlas<TV>.Transpose(n, keys, room.Products, Chunk, room.Turned, Chunk);
-            SimdBlas<TV>.AddSuffixProduct(keys, n, first, room.Turned, Chunk, scratch.Queries, rs, rs, room.KeyFeatureGradient, rs);
+            SimdBlas<TV>.AddSuffixProduct(keys, n, first, room.Turned, Chunk, scratch.Queries, rs, rs, view.Tile.KeyFeatureGradient, rs);
         }
     }
 

@@ -2,6 +2,7 @@ using Keys = Gpu.Attention.LinearLayout.Keys;
 using Room = Gpu.Attention.LinearBackwardLayout.Room;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
 using State = Gpu.Attention.LinearLayout.State;
+using Tile = Gpu.Attention.LinearBackwardLayout.Tile;
 
 namespace Gpu.Attention;
 
@@ -14,7 +15,7 @@ internal interface IBackwardPass
 
 /// <summary>The backward pass of linear attention on the host; "Backward" in <c>Simd/README.md</c> derives it.</summary>
 /// <remarks>
-/// A chain runs in one thread: forward over the keys, then over chunks in reverse. Shape tags: C tokens of a chunk, r features, d inputs, dv values; strides
+/// Forward over the keys, then over chunks in reverse; chain by chain in one thread each, or a chain's chunks in all threads. Shape tags: C tokens of a chunk, r features, d inputs, dv values; strides
 /// round up to whole vectors.
 /// </remarks>
 internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : LinearPass<TV>, IParallelBody, IBackwardPass
@@ -25,10 +26,23 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private GradientBuffers _gradients;
     private LinearBackwardLayout _rooms;
     private float* _start;
+    private Phase _phase;
+    private long _chain;
+    private int _firstItem;
     private bool _wantsQueries;
     private bool _wantsKeys;
     private bool _wantsValues;
     private bool _wantsReverse;
+
+    private enum Phase
+    {
+        Chain,
+        Reduce,
+        AskChunk,
+        AnswerChunk,
+        AskState,
+        AnswerKeys,
+    }
 
     /// <summary>The scratch memory that a problem takes.</summary>
     public static long WorkspaceBytes(AttentionProblem problem, int degree) => new LinearBackwardLayout(problem, degree, TV.Count).Bytes;
@@ -46,26 +60,90 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         _wantsValues = !gradients.ValueGradient.Memory.IsEmpty;
         _wantsReverse = _wantsKeys || _wantsValues || !gradients.InitialStateGradient.IsEmpty;
         _start = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
-        loop.Run(this, _layout.Chains);
+        _chunksApart = _layout.ByChain ? 1 : loop.Degree;
+        if (_layout.ByChain)
+        {
+            Do(Phase.Chain, 0, _layout.Chains);
+        }
+        else
+        {
+            for (_chain = 0; _chain < _layout.Chains; _chain++)
+            {
+                RunByChunk(_chain, _rooms.RoomAt(_start, 0));
+            }
+        }
+
         (_buffers, _gradients) = (default, default);
     }
 
     /// <inheritdoc/>
     void IParallelBody.Run(long item, int slot)
     {
-        Room room = _rooms.RoomAt(_start + (slot * _rooms.RoomFloats));
-        ClearMasked(item);
-        Import(item, room.State);
+        Room room = _rooms.RoomAt(_start, slot);
+        int index = _firstItem + (int)item;
+        switch (_phase)
+        {
+            case Phase.Chain:
+                RunChain(item, room);
+                break;
+            case Phase.Reduce:
+                Reduce(_chain, index, room.KeysAt(index), room.Scratch);
+                break;
+            case Phase.AskChunk when *room.KeysAt(index).Irregular == 0:
+                ScaleKeys(room.KeysAt(index));
+                AskSeen(_chain, index, WholeChunk(_chain, index, room), room);
+                break;
+            case Phase.AnswerChunk when *room.KeysAt(index).Irregular == 0:
+                View view = WholeChunk(_chain, index, room);
+                TurnKeys(view, room);
+                FinishKeys(_chain, view, view.Tile.Asked, room);
+                break;
+            case Phase.AskState:
+                TransposeState(room.State.Sums, room.State.Normalizers, room);
+                AskState(_chain, index, room.State, room.TileAt(index), room);
+                break;
+            case Phase.AnswerKeys:
+                AnswerKeys(_chain, index, room.KeysAt(index), room.TileAt(index), room);
+                break;
+        }
+    }
+
+    private void Do(Phase phase, int first, long items)
+    {
+        (_phase, _firstItem) = (phase, first);
+        loop.Run(this, items);
+    }
+
+    private void RunChain(long chain, in Room room)
+    {
+        ClearMasked(chain);
+        Import(chain, room.State);
         if (_problem.Causal)
         {
-            RunCausal(item, room);
+            RunCausal(chain, room);
         }
         else
         {
-            RunBidirectional(item, room);
+            RunBidirectional(chain, room);
         }
 
-        ExportInitial(item, room);
+        ExportInitial(chain, room);
+    }
+
+    private void RunByChunk(long chain, in Room room)
+    {
+        ClearMasked(chain);
+        Import(chain, room.State);
+        if (_problem.Causal)
+        {
+            RunCausalByChunk(chain, room);
+        }
+        else
+        {
+            RunBidirectionalByChunk(chain, room);
+        }
+
+        ExportInitial(chain, room);
     }
 
     private void RunCausal(long chain, in Room room)
@@ -96,6 +174,61 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
     }
 
+    /// <summary>As <see cref="RunCausal"/>, with a block's chunks in all threads: what is asked of each is summed beside the others, and then handed back in turn.</summary>
+    private void RunCausalByChunk(long chain, in Room room)
+    {
+        int chunks = KeyChunks(Place(chain));
+        int blocks = LinearLayout.Pieces(chunks, BlockChunks);
+        for (int block = 0; block < blocks; block++)
+        {
+            Copy(room.State, room.Boundary(block));
+            ReduceBlockByChunk(block, chunks, room);
+        }
+
+        ImportFinal(chain, room);
+        for (int block = blocks - 1; block >= 0; block--)
+        {
+            if (block < blocks - 1)
+            {
+                Copy(room.Boundary(block), room.State);
+                ReduceBlockByChunk(block, chunks, room);
+            }
+
+            int first = block * BlockChunks;
+            int end = Math.Min(chunks, first + BlockChunks);
+            Do(Phase.AskChunk, first, end - first);
+            for (int chunk = end - 1; chunk >= first; chunk--)
+            {
+                Keys keys = room.KeysAt(chunk);
+                if (*keys.Irregular != 0)
+                {
+                    RunChunk(chain, chunk, room);
+                    continue;
+                }
+
+                AddAsked(room.TileAt(chunk).Asked, keepsReverse: true, room);
+                LowerBehind(chunk, keys, room);
+            }
+
+            Do(Phase.AnswerChunk, first, end - first);
+        }
+
+        RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
+    }
+
+    private void ReduceBlockByChunk(int block, int chunks, in Room room)
+    {
+        int first = block * BlockChunks;
+        int end = Math.Min(chunks, first + BlockChunks);
+        Do(Phase.Reduce, first, end - first);
+        for (int chunk = first; chunk < end; chunk++)
+        {
+            Keys keys = room.KeysAt(chunk);
+            Raise(room.State, keys, room.Scratch);
+            Absorb(room.State, keys, keepPrefix: true);
+        }
+    }
+
     /// <summary>Adds a block of chunks to the state, and keeps what came of each with the state before it.</summary>
     private void ReduceBlock(long chain, int block, in Room room)
     {
@@ -124,23 +257,77 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         RunStateQueries(chain, room.State, room);
         for (int chunk = 0; chunk < chunks && (_wantsKeys || _wantsValues); chunk++)
         {
-            ReadKeys(chain, chunk, keys, room.Scratch);
-            for (int feature = 0; feature < _layout.Features && _mode == FeatureMode.Logarithmic; feature++)
-            {
-                float scale = room.State.LogScale[feature];
-                keys.Beta[feature] = keys.Reference[feature] == scale ? 0 : keys.Reference[feature] - scale;
-            }
-
-            ExponentiateInPlace(keys.Beta);
-            ScaleKeys(keys);
-            var view = new View
-            {
-                Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values,
-            };
-            StartKeys(view, room);
-            FinishKeys(chain, view, room);
+            AnswerKeys(chain, chunk, keys, room.TileAt(0), room);
         }
 
+        LowerToInitial(chain, room);
+    }
+
+    /// <summary>As <see cref="RunBidirectional"/>, with chunks and blocks of queries in all threads.</summary>
+    private void RunBidirectionalByChunk(long chain, in Room room)
+    {
+        int place = Place(chain);
+        int chunks = KeyChunks(place);
+        int kept = _rooms.KeptChunks;
+        for (int first = 0; first < chunks; first += kept)
+        {
+            int end = Math.Min(chunks, first + kept);
+            Do(Phase.Reduce, first, end - first);
+            for (int chunk = first; chunk < end; chunk++)
+            {
+                Raise(room.State, room.KeysAt(chunk), room.Scratch);
+                Absorb(room.State, room.KeysAt(chunk), keepPrefix: false);
+            }
+        }
+
+        ImportFinal(chain, room);
+        (int firstBlock, int endBlock) = BlocksOf(place, -1);
+        if (IsBlind(place))
+        {
+            RunStateQueries(chain, room.State, room);
+            endBlock = firstBlock;
+        }
+
+        for (int first = firstBlock; first < endBlock; first += kept)
+        {
+            int end = Math.Min(endBlock, first + kept);
+            Do(Phase.AskState, first, end - first);
+            for (int block = first; block < end; block++)
+            {
+                AddAsked(room.TileAt(block).Asked, keepsReverse: false, room);
+            }
+        }
+
+        for (int first = 0; first < chunks && (_wantsKeys || _wantsValues); first += kept)
+        {
+            Do(Phase.AnswerKeys, first, Math.Min(kept, chunks - first));
+        }
+
+        LowerToInitial(chain, room);
+    }
+
+    /// <summary>The gradients of a chunk's keys and values that all queries of the sequence see.</summary>
+    private void AnswerKeys(long chain, int chunk, Keys keys, Tile tile, in Room room)
+    {
+        ReadKeys(chain, chunk, keys, room.Scratch);
+        for (int feature = 0; feature < _layout.Features && _mode == FeatureMode.Logarithmic; feature++)
+        {
+            float scale = room.State.LogScale[feature];
+            keys.Beta[feature] = keys.Reference[feature] == scale ? 0 : keys.Reference[feature] - scale;
+        }
+
+        ExponentiateInPlace(keys.Beta);
+        ScaleKeys(keys);
+        var view = new View
+        {
+            Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values, Tile = tile,
+        };
+        StartKeys(view, room);
+        FinishKeys(chain, view, room.Reverse, room);
+    }
+
+    private void LowerToInitial(long chain, in Room room)
+    {
         if (_buffers.InitialState.IsEmpty || _mode != FeatureMode.Logarithmic)
         {
             return;
@@ -162,13 +349,15 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         else
         {
             ScaleKeys(keys);
-            RunSeen(chain, chunk, new View
-            {
-                Keys = n, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values, Sums = keys.Delta, Normalizers = keys.DeltaZ,
-                Scale = keys.Scale,
-            }, room);
+            RunSeen(chain, chunk, WholeChunk(chain, chunk, room), room);
         }
 
+        LowerBehind(chunk, keys, room);
+    }
+
+    /// <summary>Brings R̂ from the scale that a chunk is read at to that of the state behind the chunk before it.</summary>
+    private void LowerBehind(int chunk, Keys keys, in Room room)
+    {
         if (_mode != FeatureMode.Logarithmic)
         {
             return;
@@ -224,13 +413,32 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             {
                 Keys = starts[segment + 1] - start, Before = (chunk * Chunk) + start, KeysTransposed = own.Transposed + start,
                 Values = keys.Values + ((nint)start * _layout.ValueStride), Sums = state.Sums, Normalizers = state.Normalizers, Scale = own.Scale,
+                Tile = room.TileAt(chunk),
             }, room);
             Lower(own.Scale, room.Before, room);
         }
     }
 
+    private View WholeChunk(long chain, int chunk, in Room room)
+    {
+        Keys keys = room.KeysAt(chunk);
+        return new View
+        {
+            Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values, Sums = keys.Delta,
+            Normalizers = keys.DeltaZ, Scale = keys.Scale, Tile = room.TileAt(chunk),
+        };
+    }
+
     /// <summary>Some keys of a chunk, and the chunk's queries of which the last key that they see is among them.</summary>
     private void RunSeen(long chain, int chunk, in View view, in Room room)
+    {
+        AskSeen(chain, chunk, view, room);
+        FinishKeys(chain, view, room.Reverse, room);
+        AddAsked(view.Tile.Asked, keepsReverse: false, room);
+    }
+
+    /// <summary>All of it but what later queries ask of the keys.</summary>
+    private void AskSeen(long chain, int chunk, in View view, in Room room)
     {
         StartKeys(view, room);
         TransposeState(view.Sums, view.Normalizers, room);
@@ -256,15 +464,13 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
                 RunQueries(chain, query, stop - query, view, room);
             }
         }
-
-        FinishKeys(chain, view, room);
     }
 
     /// <summary>The queries that read nothing but a state.</summary>
     private void RunStateQueries(long chain, State state, in Room room)
     {
         int place = Place(chain);
-        bool isBlind = !_problem.HasInitialState && (_problem.Causal || KeysOf(place) == 0);
+        bool isBlind = IsBlind(place);
         (int block, int end) = BlocksOf(place, -1);
         if (block < end && !isBlind)
         {
@@ -273,65 +479,88 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
         for (; block < end; block++)
         {
-            (int query, int n, _) = BlockAt(block);
             if (isBlind)
             {
+                (int query, int n, _) = BlockAt(block);
                 ClearQueries(chain, query, n);
             }
             else
             {
-                RunQueries(chain, query, n, new View { Sums = state.Sums, Normalizers = state.Normalizers, Scale = state.LogScale }, room);
+                Tile tile = room.TileAt(0);
+                AskState(chain, block, state, tile, room);
+                AddAsked(tile.Asked, keepsReverse: false, room);
             }
         }
+    }
+
+    /// <summary>True when queries that read nothing but a state read nothing.</summary>
+    private bool IsBlind(int place) => !_problem.HasInitialState && (_problem.Causal || KeysOf(place) == 0);
+
+    /// <summary>A block of queries that reads nothing but a state, laid out for it already.</summary>
+    private void AskState(long chain, int block, State state, Tile tile, in Room room)
+    {
+        (int query, int n, _) = BlockAt(block);
+        ClearAsked(tile);
+        RunQueries(chain, query, n, new View { Sums = state.Sums, Normalizers = state.Normalizers, Scale = state.LogScale, Tile = tile }, room);
     }
 
     // ---- keys ----
 
-    /// <summary>Keys in the layouts that products take, and what later chunks ask of them.</summary>
+    /// <summary>Keys in the layouts that products take, and nothing asked of them yet.</summary>
     private void StartKeys(in View view, in Room room)
     {
         int n = view.Keys;
-        int rs = _layout.FeatureStride;
         int dv = _problem.Shape.ValueDimension;
-        SimdBlas<TV>.Transpose(_layout.Features, n, view.KeysTransposed, Chunk, room.KeyRows, rs);
+        TurnKeys(view, room);
         SimdBlas<TV>.Transpose(n, dv, view.Values, _layout.ValueStride, room.ValuesTransposed, Chunk);
         new Span<float>(room.ValuesTransposed + ((nint)dv * Chunk), n).Fill(1);
+        ClearAsked(view.Tile);
         if (_wantsKeys)
         {
-            for (int row = 0; row < n; row++)
-            {
-                Copy(room.Reverse + ((nint)dv * rs), room.KeyFeatureGradient + ((nint)row * rs), rs);
-            }
-
-            MicroKernel<TV>.Multiply(n, rs, dv, view.Values, _layout.ValueStride, room.Reverse, rs, room.KeyFeatureGradient, rs, true);
+            new Span<float>(view.Tile.KeyFeatureGradient, checked(n * _layout.FeatureStride)).Clear();
         }
 
         if (_wantsValues)
         {
-            MicroKernel<TV>.Multiply(
-                dv, PackedForm<TV>.RoundUp(n), _layout.Features, room.Reverse, rs, view.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false);
-            SimdBlas<TV>.Transpose(dv, n, room.ValueGradientTransposed, Chunk, room.ValueGradient, _layout.ValueStride);
+            new Span<float>(view.Tile.ValueGradient, checked(n * _layout.ValueStride)).Clear();
         }
     }
 
-    /// <summary>Writes the gradients of keys and values once all queries that see them have added theirs.</summary>
-    private void FinishKeys(long chain, in View view, in Room room)
+    /// <summary>K̂, a row for each key.</summary>
+    private void TurnKeys(in View view, in Room room) =>
+        SimdBlas<TV>.Transpose(_layout.Features, view.Keys, view.KeysTransposed, Chunk, room.KeyRows, _layout.FeatureStride);
+
+    /// <summary>Adds what later queries ask to the gradients of keys and values, once all queries that see them have added theirs, and writes them.</summary>
+    private void FinishKeys(long chain, in View view, float* reverse, in Room room)
     {
         int place = Place(chain);
         int batch = BatchRow(place);
         int head = KeyHead(chain);
-        TokenList tokens = TokenList.OfKeys(_plan, place, view.Before, view.Keys);
+        int n = view.Keys;
+        int dv = _problem.Shape.ValueDimension;
+        (int rs, int dvs) = (_layout.FeatureStride, _layout.ValueStride);
+        TokenList tokens = TokenList.OfKeys(_plan, place, view.Before, n);
         if (_wantsValues)
         {
-            StoredRows.Write(
-                _gradients.ValueGradient, batch, head, tokens, _problem.Shape.ValueDimension, room.ValueGradient, _layout.ValueStride);
+            MicroKernel<TV>.Multiply(
+                dv, PackedForm<TV>.RoundUp(n), _layout.Features, reverse, rs, view.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false);
+            SimdBlas<TV>.Transpose(dv, n, room.ValueGradientTransposed, Chunk, room.ValueGradientPart, dvs);
+            Add((long)n * dvs, room.ValueGradientPart, view.Tile.ValueGradient);
+            StoredRows.Write(_gradients.ValueGradient, batch, head, tokens, dv, view.Tile.ValueGradient, dvs);
+        }
+
+        float* gradient = view.Tile.KeyFeatureGradient;
+        for (int row = 0; _wantsKeys && row < n; row++)
+        {
+            Add(rs, reverse + ((nint)dv * rs), gradient + ((nint)row * rs));
         }
 
         if (_wantsKeys)
         {
+            MicroKernel<TV>.Multiply(n, rs, dv, view.Values, dvs, reverse, rs, gradient, rs, true);
             float* x = StoredRows.Read(_buffers.Key, batch, head, tokens, _layout.InputDimension, room.Scratch.Rows, out nint stride);
             WriteRows(
-                _key, tokens.Count, x, stride, room.KeyRows, room.KeyFeatureGradient, _key.HasRowTerm, room, _gradients.KeyGradient, batch, head, tokens);
+                _key, tokens.Count, x, stride, room.KeyRows, gradient, _key.HasRowTerm, room, _gradients.KeyGradient, batch, head, tokens);
         }
     }
 
@@ -356,6 +585,43 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     // ---- the state's gradient ----
+
+    private void ClearAsked(Tile tile)
+    {
+        if (_wantsReverse)
+        {
+            new Span<float>(tile.Asked, checked((_problem.Shape.ValueDimension + 1) * _layout.FeatureStride)).Clear();
+        }
+    }
+
+    /// <summary>Adds what some queries ask to R̂, and leaves R̂ before that in its place when it is to be kept.</summary>
+    private void AddAsked(float* asked, bool keepsReverse, in Room room)
+    {
+        if (!_wantsReverse)
+        {
+            return;
+        }
+
+        float* reverse = room.Reverse;
+        nint count = (nint)(_problem.Shape.ValueDimension + 1) * _layout.FeatureStride;
+        for (nint i = 0; i < count; i += TV.Count)
+        {
+            TV before = TV.Load(reverse + i);
+            TV.Store(TV.Add(before, TV.Load(asked + i)), reverse + i);
+            if (keepsReverse)
+            {
+                TV.Store(before, asked + i);
+            }
+        }
+    }
+
+    private static void Add(long n, float* x, float* y)
+    {
+        for (long i = 0; i < n; i += TV.Count)
+        {
+            TV.Store(TV.Add(TV.Load(y + i), TV.Load(x + i)), y + i);
+        }
+    }
 
     /// <summary>R̂ behind the last key: the gradient of the final state, at the scale that the state ended at.</summary>
     private void ImportFinal(long chain, in Room room)
@@ -466,5 +732,8 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
         /// <summary>The log scale of the state.</summary>
         public float* Scale { get; init; }
+
+        /// <summary>Where the queries' part of the gradients goes.</summary>
+        public Tile Tile { get; init; }
     }
 }

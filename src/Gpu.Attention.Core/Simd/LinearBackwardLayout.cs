@@ -7,62 +7,103 @@ namespace Gpu.Attention;
 
 /// <summary>Sizes and places of everything that a linear backward pass keeps in its workspace, in floats.</summary>
 /// <remarks>
-/// Each chain runs in one thread's room. Causal, a room keeps what came of the keys of one block of chunks, with the state before each of them, and the state
-/// before each block: <c>(256 + chunks / 256)</c> states at most, whatever the length.
+/// Enough chains run in one thread each, every thread with a chain's memory of its own. Otherwise the threads share one chain's memory and take its chunks in
+/// turn. Causal, a chain keeps what came of the keys of one block of chunks, with the state before each of them, and the state before each block:
+/// <c>(256 + chunks / 256)</c> states at most, whatever the length.
 /// </remarks>
 internal readonly struct LinearBackwardLayout
 {
     /// <summary>Chunks of a block.</summary>
     public const int BlockChunks = 256;
 
-    private readonly int _keptChunks;
+    /// <summary>Chunks, or blocks of queries, that every thread finds at once where nothing is asked of a chunk but its sums.</summary>
+    private const int ChunksPerThread = 8;
+
     private readonly int _boundaries;
     private readonly int _gradientStride;
     private readonly bool _isDirect;
+    private readonly int _tiles;
 
     public unsafe LinearBackwardLayout(AttentionProblem problem, int degree, int vectorLength)
     {
-        Passes = new LinearLayout(problem, degree: 1, vectorLength, sweepsTokens: false);
-        _keptChunks = problem.Causal ? Math.Clamp(Passes.KeyChunks, 1, BlockChunks) : 1;
+        Passes = new LinearLayout(problem, degree, vectorLength, sweepsTokens: false);
+        bool byChain = Passes.ByChain;
+        KeptChunks = problem.Causal ? Math.Clamp(Passes.KeyChunks, 1, BlockChunks)
+            : byChain ? 1
+            : Math.Clamp(Math.Max(Passes.KeyChunks, Passes.QueryBlocks), 1, (int)Math.Min(BlockChunks, (long)ChunksPerThread * degree));
+        _tiles = byChain ? 1 : KeptChunks;
         _boundaries = problem.Causal ? Math.Max(1, LinearLayout.Pieces(Passes.KeyChunks, BlockChunks)) : 0;
         _gradientStride = LinearLayout.RoundUp(problem.Shape.ValueDimension + 1, vectorLength);
         _isDirect = problem.Features!.Family == FeatureFamily.Direct;
         ValueDimension = problem.Shape.ValueDimension;
-        RoomFloats = RoomAt(null).Floats;
-        Bytes = Math.Clamp(Passes.Chains, 1, degree) * RoomFloats * sizeof(float);
+        Threads = byChain ? Math.Clamp(Passes.Chains, 1, degree) : degree;
+        Room room = new(null, null, this);
+        ThreadFloats = room.ThreadFloats;
+        ChainFloats = room.ChainFloats;
+        Bytes = ((Threads * ThreadFloats) + ((byChain ? Threads : 1) * ChainFloats)) * sizeof(float);
     }
 
-    /// <summary>What a backward pass has in common with a forward pass in one thread.</summary>
+    /// <summary>What a backward pass has in common with a forward pass.</summary>
     public LinearLayout Passes { get; }
 
     public int ValueDimension { get; }
 
-    public long RoomFloats { get; }
+    /// <summary>Chunks whose keys are kept at once.</summary>
+    public int KeptChunks { get; }
+
+    public long Threads { get; }
+
+    public long ThreadFloats { get; }
+
+    public long ChainFloats { get; }
 
     public long Bytes { get; }
 
-    public unsafe Room RoomAt(float* start) => new(start, this);
+    /// <summary>The memory that a thread works in.</summary>
+    public unsafe Room RoomAt(float* start, int slot) => new(
+        start + (slot * ThreadFloats), start + (Threads * ThreadFloats) + (Passes.ByChain ? slot * ChainFloats : 0), this);
 
-    /// <summary>One thread's memory.</summary>
+    /// <summary>What queries ask of a chunk's keys and of what lies before it.</summary>
+    public readonly unsafe struct Tile
+    {
+        public Tile(float* start, in LinearLayout passes, int valueDimension)
+        {
+            var arena = new Arena(start);
+            KeyFeatureGradient = arena.Take((long)LinearLayout.Chunk * passes.FeatureStride);
+            ValueGradient = arena.Take((long)LinearLayout.Chunk * passes.ValueStride);
+            Asked = arena.Take((long)(valueDimension + 1) * passes.FeatureStride);
+            Floats = arena.Floats;
+        }
+
+        /// <summary>dK̂, then the gradient of the log features or arguments.</summary>
+        public float* KeyFeatureGradient { get; }
+
+        /// <summary>dV, <c>Chunk × ValueStride</c>.</summary>
+        public float* ValueGradient { get; }
+
+        /// <summary>What the chunk's queries add to R̂, laid out as it is; after a scan, R̂ behind the chunk.</summary>
+        public float* Asked { get; }
+
+        public long Floats { get; }
+    }
+
+    /// <summary>One thread's memory, and that of the chain that it works on.</summary>
     public readonly unsafe struct Room
     {
-        private readonly LinearLayout _passes;
+        private readonly LinearBackwardLayout _layout;
         private readonly float* _keys;
         private readonly float* _boundaries;
+        private readonly float* _tiles;
 
-        public Room(float* start, in LinearBackwardLayout layout)
+        public Room(float* thread, float* chain, in LinearBackwardLayout layout)
         {
-            _passes = layout.Passes;
-            (int r, int rs, int dvs) = (_passes.Features, _passes.FeatureStride, _passes.ValueStride);
+            _layout = layout;
+            LinearLayout passes = layout.Passes;
+            (int r, int rs, int dvs) = (passes.Features, passes.FeatureStride, passes.ValueStride);
             (int chunk, int rows) = (LinearLayout.Chunk, layout.ValueDimension + 1);
             GradientStride = layout._gradientStride;
-            var arena = new Arena(start);
-            Scratch = new Scratch(
-                arena.Take(_passes.ScratchFloats), r, rs, dvs, _passes.InputStride, _passes.InputDimension, _passes.Segments, _passes.Gathers);
-            State = new State(arena.Take(_passes.StateFloats), r, rs, dvs);
-            _keys = arena.Take(layout._keptChunks * _passes.KeysFloats);
-            _boundaries = arena.Take(layout._boundaries * _passes.StateFloats);
-            Reverse = arena.Take((long)rows * rs);
+            var arena = new Arena(thread);
+            Scratch = new Scratch(arena.Take(passes.ScratchFloats), r, rs, dvs, passes.InputStride, passes.InputDimension, passes.Segments, passes.Gathers);
             StateTransposed = arena.Take((long)rows * rs);
             ValuesTransposed = arena.Take((long)rows * chunk);
             KeyRows = arena.Take((long)chunk * rs);
@@ -71,15 +112,22 @@ internal readonly struct LinearBackwardLayout
             Products = arena.Take(chunk * chunk);
             Turned = arena.Take(chunk * chunk);
             QueryFeatureGradient = arena.Take((long)chunk * rs);
-            KeyFeatureGradient = arena.Take((long)chunk * rs);
-            ValueGradient = arena.Take((long)chunk * dvs);
+            ValueGradientPart = arena.Take((long)chunk * dvs);
             ValueGradientTransposed = arena.Take((long)layout.ValueDimension * chunk);
             Arguments = arena.Take(layout._isDirect ? (long)chunk * rs : 0);
-            ProjectedGradient = arena.Take((long)chunk * _passes.InputStride);
-            InputGradient = arena.Take((long)chunk * _passes.InputStride);
+            ProjectedGradient = arena.Take((long)chunk * passes.InputStride);
+            InputGradient = arena.Take((long)chunk * passes.InputStride);
             RowSums = arena.Take(chunk);
             Before = arena.Take(rs);
-            Floats = arena.Floats;
+            ThreadFloats = arena.Floats;
+
+            arena = new Arena(chain);
+            State = new State(arena.Take(passes.StateFloats), r, rs, dvs);
+            Reverse = arena.Take((long)rows * rs);
+            _keys = arena.Take(layout.KeptChunks * passes.KeysFloats);
+            _boundaries = arena.Take(layout._boundaries * passes.StateFloats);
+            _tiles = arena.Take(layout._tiles * new Tile(null, passes, layout.ValueDimension).Floats);
+            ChainFloats = arena.Floats;
         }
 
         public Scratch Scratch { get; }
@@ -117,11 +165,8 @@ internal readonly struct LinearBackwardLayout
         /// <summary>dQ̂, then the gradient of the log features or arguments.</summary>
         public float* QueryFeatureGradient { get; }
 
-        /// <summary>dK̂, then the gradient of the log features or arguments.</summary>
-        public float* KeyFeatureGradient { get; }
-
-        /// <summary>dV, <c>Chunk × ValueStride</c>.</summary>
-        public float* ValueGradient { get; }
+        /// <summary>What dV has of later chunks, <c>Chunk × ValueStride</c>.</summary>
+        public float* ValueGradientPart { get; }
 
         /// <summary>What dV has of later chunks, <c>dv × Chunk</c>.</summary>
         public float* ValueGradientTransposed { get; }
@@ -141,14 +186,29 @@ internal readonly struct LinearBackwardLayout
         /// <summary>The scale of the state before a chunk or segment was added.</summary>
         public float* Before { get; }
 
-        public long Floats { get; }
+        public long ThreadFloats { get; }
+
+        public long ChainFloats { get; }
 
         /// <summary>What came of a chunk of the block at hand; after a scan, with the state before it.</summary>
-        public Keys KeysAt(int chunk) => new(
-            _keys + (chunk % BlockChunks * _passes.KeysFloats), _passes.Features, _passes.FeatureStride, _passes.ValueStride);
+        public Keys KeysAt(int chunk)
+        {
+            LinearLayout passes = _layout.Passes;
+            return new(_keys + (chunk % _layout.KeptChunks * passes.KeysFloats), passes.Features, passes.FeatureStride, passes.ValueStride);
+        }
+
+        /// <summary>What is asked of a chunk of the block at hand.</summary>
+        public Tile TileAt(int chunk)
+        {
+            Tile first = new(_tiles, _layout.Passes, _layout.ValueDimension);
+            return _layout._tiles == 1 ? first : new(_tiles + (chunk % _layout.KeptChunks * first.Floats), _layout.Passes, _layout.ValueDimension);
+        }
 
         /// <summary>The state before a block.</summary>
-        public State Boundary(int block) =>
-            new(_boundaries + (block * _passes.StateFloats), _passes.Features, _passes.FeatureStride, _passes.ValueStride);
+        public State Boundary(int block)
+        {
+            LinearLayout passes = _layout.Passes;
+            return new(_boundaries + (block * passes.StateFloats), passes.Features, passes.FeatureStride, passes.ValueStride);
+        }
     }
 }
