@@ -74,6 +74,38 @@ public sealed class HostBackwardTests
         Assert.Equal(one.Value, many.Value);
     }
 
+    // Fewer chains than threads: a chain's chunks are spread over them, with states on either side and, at the larger deviation, chunks that are cut.
+    [Theory]
+    [InlineData("favor+", 0.5, true)]
+    [InlineData("favor+", 12, true)]
+    [InlineData("elu", 1, true)]
+    [InlineData("favor+", 0.5, false)]
+    [InlineData("elu", 1, false)]
+    public void Threads_change_no_bit_of_one_chain(string map, double std, bool causal)
+    {
+        var shape = new AttentionShape(1, 700, 700, 2, 1, 5, 3);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 76, std);
+        float[] g = TestData.Normal(77, shape.OutputElements);
+        AttentionState before = EngineRun.State(problem);
+        EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v, null, before);
+        float[] output = EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v, before, EngineRun.State(problem));
+        AttentionState asked = Run(1, null).State!;
+        (AttentionGradients one, AttentionState? first) = Run(1, asked);
+        foreach (int degree in new[] { 2, 3, 40 })
+        {
+            (AttentionGradients many, AttentionState? other) = Run(degree, asked);
+            Assert.Equal(one.Query, many.Query);
+            Assert.Equal(one.Key, many.Key);
+            Assert.Equal(one.Value, many.Value);
+            Assert.Equal(first!.Sums, other!.Sums);
+            Assert.Equal(first.Normalizers, other.Normalizers);
+        }
+
+        (AttentionGradients Gradients, AttentionState? State) Run(int degree, AttentionState? finalGradient) =>
+            EngineRun.Backward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, output, g, before, finalGradient);
+    }
+
     // A state more for every block of chunks: never one for every chunk, let alone for every token.
     [Theory]
     [InlineData(1)]

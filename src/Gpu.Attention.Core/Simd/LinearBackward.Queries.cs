@@ -53,17 +53,28 @@ internal sealed unsafe partial class LinearBackward<TV>
                 AddToKeys(n, seen, first, view, room);
             }
 
+            // What this thread is likely to want next: the group's next head, or the tokens before these in the order of a chain, behind them in that of chunks.
+            bool isLast = head + 1 == firstHead + shape.HeadGroup;
+            int nextHead = isLast ? firstHead : head + 1;
+            int next = !isLast ? token : _layout.ByChain && _problem.Causal ? token - n : token + (_chunksApart * n);
+            int nextRows = next < 0 ? 0 : Math.Min(n, shape.QueryLength - next);
             if (_wantsReverse)
             {
                 SimdBlas<TV>.Transpose(n, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.GradientTransposed, Chunk);
+                var ahead = new RowsAhead(
+                    new(_buffers.Query, batch, next, nextHead, shape.KeyDimension), new(_gradients.OutputGradient, batch, next, nextHead, shape.ValueDimension),
+                    nextRows);
                 MicroKernel<TV>.Multiply(
-                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, view.Tile.Asked, rs, true);
+                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, view.Tile.Asked, rs, true, &ahead);
             }
 
             if (_wantsQueries)
             {
+                var ahead = new RowsAhead(
+                    new(_buffers.Output, batch, next, nextHead, shape.ValueDimension), new(_gradients.QueryGradient, batch, next, nextHead, shape.KeyDimension),
+                    nextRows);
                 MicroKernel<TV>.Multiply(
-                    n, rs, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.StateTransposed, rs, room.QueryFeatureGradient, rs, false);
+                    n, rs, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.StateTransposed, rs, room.QueryFeatureGradient, rs, false, &ahead);
                 if (view.Keys > 0)
                 {
                     SimdBlas<TV>.AddCausalProduct(n, seen, room.Products, Chunk, room.KeyRows, rs, rs, room.QueryFeatureGradient, rs);
@@ -97,8 +108,10 @@ internal sealed unsafe partial class LinearBackward<TV>
                     continue;
                 }
 
-                gradient[dv] = -TensorPrimitives.Dot(sums, new ReadOnlySpan<float>(output + (row * stride), dv)) / denominator;
-                TensorPrimitives.Divide(sums, denominator, sums);
+                float* o = output + (row * stride);
+                float dot = dv % TV.Count == 0 ? SimdBlas<TV>.Dot(dv, gradient, o) : TensorPrimitives.Dot(sums, new ReadOnlySpan<float>(o, dv));
+                gradient[dv] = -dot / denominator;
+                SimdBlas<TV>.Divide(dv, gradient, denominator, gradient);
             }
             else if (_mode == FeatureMode.Logarithmic)
             {
@@ -219,6 +232,22 @@ internal sealed unsafe partial class LinearBackward<TV>
             for (nint i = 0; i < (nint)n * rs; i += TV.Count)
             {
                 TV.Store(TV.Multiply(TV.Load(features + i), TV.Load(gradient + i)), gradient + i);
+            }
+
+            return;
+        }
+
+        FeatureActivation activation = form.Form.Activation;
+        if (_epsilon == 0 && (activation == FeatureActivation.EluPlusOne || activation == FeatureActivation.Relu))
+        {
+            // The derivative is seen from the feature itself: min(φ, 1), and 1 where φ > 0.
+            bool isElu = activation == FeatureActivation.EluPlusOne;
+            TV bound = TV.Broadcast(isElu ? 1 : 0);
+            for (nint i = 0; i < (nint)n * rs; i += TV.Count)
+            {
+                TV feature = TV.Load(features + i);
+                TV value = TV.Load(gradient + i);
+                TV.Store(TV.SelectGreater(feature, bound, value, isElu ? TV.Multiply(value, feature) : default), gradient + i);
             }
 
             return;

@@ -542,8 +542,12 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         TokenList tokens = TokenList.OfKeys(_plan, place, view.Before, n);
         if (_wantsValues)
         {
+            // The rows that are about to be written.
+            var ahead = new RowsAhead(
+                new(_gradients.ValueGradient, batch, tokens[0], head, dv), new(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension),
+                tokens.IsRun ? n : 0);
             MicroKernel<TV>.Multiply(
-                dv, PackedForm<TV>.RoundUp(n), _layout.Features, reverse, rs, view.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false);
+                dv, PackedForm<TV>.RoundUp(n), _layout.Features, reverse, rs, view.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false, &ahead);
             SimdBlas<TV>.Transpose(dv, n, room.ValueGradientTransposed, Chunk, room.ValueGradientPart, dvs);
             Add((long)n * dvs, room.ValueGradientPart, view.Tile.ValueGradient);
             StoredRows.Write(_gradients.ValueGradient, batch, head, tokens, dv, view.Tile.ValueGradient, dvs);

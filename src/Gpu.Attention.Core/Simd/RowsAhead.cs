@@ -20,7 +20,11 @@ internal unsafe struct RowsAhead
     /// <param name="first">Rows of one tensor.</param>
     /// <param name="second">Rows of another.</param>
     /// <param name="count">How many of each; none if negative.</param>
-    public RowsAhead(in Rows first, in Rows second, int count) => (_first, _second, _count) = (first, second, Sse.IsSupported ? count : 0);
+    public RowsAhead(in Rows first, in Rows second, int count)
+    {
+        (_first, _second) = (first, second);
+        _count = Sse.IsSupported ? count : 0;
+    }
 
     /// <summary>Asks for more rows of each, up to a number of them.</summary>
     public void AdvanceTo(int rows)

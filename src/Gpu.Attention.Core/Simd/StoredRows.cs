@@ -113,7 +113,7 @@ internal static unsafe class StoredRows
             void* to = tensor.Row(batch, tokens[row], head);
             if (tensor.Memory.Type == ElementType.Single)
             {
-                new ReadOnlySpan<float>(from, width).CopyTo(new Span<float>(to, width));
+                CopyRow(width, from, (float*)to, width);
             }
             else
             {
