@@ -15,8 +15,8 @@ internal interface IBackwardPass
 
 /// <summary>The backward pass of linear attention on the host; "Backward" in <c>Simd/README.md</c> derives it.</summary>
 /// <remarks>
-/// Forward over the keys, then over chunks in reverse; chain by chain in one thread each, or a chain's chunks in all threads. Shape tags: C tokens of a chunk, r features, d inputs, dv values; strides
-/// round up to whole vectors.
+/// Forward over the keys, then over chunks in reverse; chains in one thread each, or a chain's chunks in all threads. Shape tags: C tokens of a chunk, r features,
+/// d inputs, dv values; strides round up to whole vectors.
 /// </remarks>
 internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : LinearPass<TV>, IParallelBody, IBackwardPass
     where TV : struct, ISimdVector<TV>
@@ -174,7 +174,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
     }
 
-    /// <summary>As <see cref="RunCausal"/>, with a block's chunks in all threads: what is asked of each is summed beside the others, and then handed back in turn.</summary>
+    /// <summary>As <see cref="RunCausal"/>, with a block's chunks in all threads: what is asked of each is summed by itself, and then handed back in turn.</summary>
     private void RunCausalByChunk(long chain, in Room room)
     {
         int chunks = KeyChunks(Place(chain));
