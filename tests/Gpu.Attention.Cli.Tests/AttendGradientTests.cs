@@ -110,7 +110,8 @@ public sealed class AttendGradientTests
         string[] wanted = Wanted(problem, TestData.Normal(9, Shape.OutputElements));
         AssertDone(problem, "--num-features", "16", "--final-state", problem.Folder["s.npz"]);
         AssertDone(problem, ["--num-features", "16", "--initial-state", problem.Folder["s.npz"], "--initial-state-gradient", path, .. wanted]);
-        AssertFails(problem, ["--num-features", "17", "--final-state-gradient", path, .. wanted], "dS.npy: the array is [2, 2, 16, 5] where [2, 2, 17, 5] is needed");
+        AssertFails(
+            problem, ["--num-features", "17", "--final-state-gradient", path, .. wanted], "dS.npy: the array is [2, 2, 16, 5] where [2, 2, 17, 5] is needed");
         AssertFails(problem, ["--final-state-gradient", problem.Folder["s.npz"], "--num-features", "16", .. wanted], "the archive has no entry 'dS.npy'");
     }
 
@@ -236,8 +237,8 @@ public sealed class AttendGradientTests
             attention.Backward<T>(shape, q, k, v, o, g, dq, dk, dv, default, layout);
         }
 
-        string[] how = ["--features", features, "--causal", .. FeatureKind.NeedsProjection(features) ? (string[])["--num-features", $"{Features}"] : [], .. options];
-        float[][] actual = Gradients(problem, gradient, how);
+        string[] drawn = FeatureKind.NeedsProjection(features) ? ["--num-features", $"{Features}"] : [];
+        float[][] actual = Gradients(problem, gradient, ["--features", features, "--causal", .. drawn, .. options]);
         Assert.Equal([dq, dk, dv], actual.Select(array => Array.ConvertAll(array, store)));
     }
 

@@ -12,8 +12,8 @@ internal sealed record GateResult(double MaxAbsError, double MaxAbsLimit, double
 }
 
 /// <summary>
-/// Lets a result pass when it errs at most twice (gradients: three times) what plain float32 arithmetic of the same formula errs, plus what rounding may amount to
-/// where that happens to be exact.
+/// Lets a result pass when it errs at most twice (gradients: three times) what plain float32 arithmetic of the same formula errs, plus what rounding may
+/// amount to where that happens to be exact.
 /// </summary>
 internal static class Gate
 {

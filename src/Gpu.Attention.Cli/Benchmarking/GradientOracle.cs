@@ -11,8 +11,8 @@ internal sealed record GradientRows<T>(T[][] Query, T[][] Key, T[][] Value);
 /// <c>∂L/∂w_ij = (g_i·v_j − g_i·o_i) / D_i</c>, <c>∂L/∂v_j = Σ_i w_ij g_i / D_i</c>.
 /// </summary>
 /// <remarks>
-/// The output is the one that backward passes are given: it has been checked. The normalisers D_i are float64's, for plain float32 too, since a key's gradient needs those of
-/// all queries: exact attention makes them in <c>O(T·S)</c>, all else in <c>O(T + S)</c>.
+/// The output is the one that backward passes are given: it has been checked. The normalisers D_i are float64's, for plain float32 too, since a key's gradient
+/// needs those of all queries: exact attention makes them in <c>O(T·S)</c>, all else in <c>O(T + S)</c>.
 /// </remarks>
 internal static class GradientOracle
 {
@@ -64,8 +64,8 @@ internal static class GradientOracle
     /// <param name="keyHead">The key head.</param>
     /// <param name="rows">The tokens.</param>
     /// <returns>
-    /// The rows, and what rounding alone may amount to in each element: of a term <c>w_ij/D_i κ Σ_c |g_ic v_jc|</c> times u = 2⁻²⁴, κ = 4 + √r + |l|, with the terms' errors
-    /// added up in squares, but for that of <c>g_i·o_i</c>, which all terms of a query's gradient share.
+    /// The rows, and what rounding alone may amount to in each element: of a term <c>u w_ij/D_i κ Σ_c |g_ic v_jc|</c>, u = 2⁻²⁴, κ = 4 + √r + |l|, with the
+    /// terms' errors added up in squares, but for that of <c>g_i·o_i</c>, which all terms of a query's gradient share.
     /// </returns>
     public static (GradientRows<T> Rows, GradientRows<T> Rounding) Compute<T>(
         BenchCase problem, float[] output, double[][] normalizers, int batch, int keyHead, int[] rows)
@@ -102,7 +102,8 @@ internal static class GradientOracle
         }
 
         return (
-            new GradientRows<T>([.. queries.Select(q => pass.Gradient(q, true))], [.. keys.Select(k => pass.Gradient(k, false))], [.. keys.Select(k => k.ValueGradient)]),
+            new GradientRows<T>(
+                [.. queries.Select(q => pass.Gradient(q, true))], [.. keys.Select(k => pass.Gradient(k, false))], [.. keys.Select(k => k.ValueGradient)]),
             new GradientRows<T>(
                 [.. queries.Select(q => pass.Rounding(q, true))], [.. keys.Select(k => pass.Rounding(k, false))],
                 [.. keys.Select(k => Array.ConvertAll(k.ValueSquares, T.Sqrt))]));

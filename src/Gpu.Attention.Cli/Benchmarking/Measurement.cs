@@ -14,7 +14,9 @@ internal static class Measurement
     /// <param name="forward">Computes its output.</param>
     /// <param name="output">Where <paramref name="forward"/> leaves it.</param>
     /// <param name="repeats">Timed calls.</param>
-    /// <param name="backward">Computes the gradients after <paramref name="forward"/>, to be checked and timed as well, and where it leaves them; null for none.</param>
+    /// <param name="backward">
+    /// Computes the gradients after <paramref name="forward"/>, to be checked and timed as well, and where it leaves them; null for none.
+    /// </param>
     /// <param name="cancellationToken">Looked at between calls.</param>
     public static BenchResult Run(
         BenchCase problem, Action forward, float[] output, int repeats, (Action Compute, BenchGradients Gradients)? backward,

@@ -91,7 +91,8 @@ internal static class AttendCommand
         {
             Option[] linearOnly =
             [
-                options.InitialState, options.FinalState, options.WeightsOf, options.Weights, options.NoNormalize, options.FeatureEpsilon, .. options.Gradients.OfStates,
+                options.InitialState, options.FinalState, options.WeightsOf, options.Weights, options.NoNormalize, options.FeatureEpsilon,
+                .. options.Gradients.OfStates,
             ];
             Option? misplaced = Array.Find(linearOnly, parsed.IsGiven);
             if (misplaced is not null || parsed.GetValue(options.Compat) != "none")

@@ -134,7 +134,8 @@ internal abstract class AttendTensors(AttentionShape shape)
             if (!gradient.Shape.AsSpan().SequenceEqual(OutputShape))
             {
                 throw new ArgumentException(
-                    $"{option} {path} is {NpyHeader.Describe(gradient.Shape)}, and the output {NpyHeader.Describe(OutputShape)}; they have one shape, [B, T, H, Dv].");
+                    $"{option} {path} is {NpyHeader.Describe(gradient.Shape)}, and the output {NpyHeader.Describe(OutputShape)}: " +
+                    "they have one shape, [B, T, H, Dv].");
             }
 
             _outputGradient = store(gradient.Data);

@@ -3,7 +3,9 @@ using Gpu.Attention.Cli.Files;
 
 namespace Gpu.Attention.Cli.Commands;
 
-/// <summary>The options that ask for gradients: a loss's at the output and the final state, which are read, and those of all that was read, which are written.</summary>
+/// <summary>
+/// The options that ask for gradients: a loss's at the output and the final state, which are read, and those of all that was read, which are written.
+/// </summary>
 internal sealed class GradientOptions
 {
     public Option<string?> Output { get; } = CommonOptions.Path(

@@ -1,8 +1,8 @@
 namespace Gpu.Attention.Cli.Files;
 
 /// <summary>
-/// An <see cref="AttentionStateGradient"/> as an <c>.npz</c>: <c>dS [N, H, r, dv]</c>, <c>dz [N, H, r]</c> and, for the exponential family, <c>c [N, H, r]</c>, the scale
-/// of the state whose gradient it is: what S and z mean depends on it, so a gradient goes with the state of that very scale only.
+/// An <see cref="AttentionStateGradient"/> as an <c>.npz</c>: <c>dS [N, H, r, dv]</c>, <c>dz [N, H, r]</c> and, for the exponential family,
+/// <c>c [N, H, r]</c>, the scale of the state whose gradient it is: what S and z mean depends on it, so a gradient goes with the state of that very scale only.
 /// </summary>
 internal static class StateGradientFile
 {
@@ -37,7 +37,8 @@ internal static class StateGradientFile
         if (same < scale.Length)
         {
             throw new InvalidDataException(
-                $"{path}: the gradient is that of another state: element {same} of c is {scale[same]}, and {state.LogScale[same]} in the state that this call leaves.");
+                $"{path}: the gradient is that of another state: element {same} of c is {scale[same]}, " +
+                $"and {state.LogScale[same]} in the state that this call leaves.");
         }
     }
 

@@ -1,8 +1,8 @@
 namespace Gpu.Attention;
 
 /// <summary>
-/// The operations of a call, a multiplication and an addition each counting one, as the host engine goes about it: the tables of this folder's notes. Exponentials, sums of
-/// weights, maxima and divisions are left out.
+/// The operations of a call, a multiplication and an addition each counting one, as the host engine goes about it: the tables of this folder's notes.
+/// Exponentials, sums of weights, maxima and divisions are left out.
 /// </summary>
 internal static class OperationCount
 {
