@@ -7,12 +7,19 @@ namespace Gpu.Attention;
 // Queries: what they ask of what they read, and the way of every gradient back through a feature map to rows.
 internal sealed unsafe partial class LinearBackward<TV>
 {
-    /// <summary>Queries of every head that reads a key head: their own gradients, and what they add to those of the keys and of R̂.</summary>
-    private void RunQueries(long chain, int token, int n, in View view, in Room room)
+    /// <summary>
+    /// Queries of every head that reads a key head: their own gradients, and what they add to those of the keys and of R̂, or are the first to put there.
+    /// </summary>
+    private void RunQueries(long chain, int token, int n, in View view, bool isFirst, in Room room)
     {
         if (_gradients.OutputGradient.Memory.IsEmpty)
         {
             ClearQueries(chain, token, n);
+            if (isFirst)
+            {
+                ClearTile(view);
+            }
+
             return;
         }
 
@@ -40,6 +47,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         int firstHead = KeyHead(chain) * shape.HeadGroup;
         for (int head = firstHead; head < firstHead + shape.HeadGroup; head++)
         {
+            bool adds = !isFirst || head > firstHead;
             float* x = StoredRows.Read(_buffers.Query, batch, head, tokens, shape.KeyDimension, scratch.Rows, out nint stride);
             QueryFeatures(x, n, stride, scratch, view.Scale, view.Normalizers);
             if (view.Keys > 0)
@@ -50,7 +58,7 @@ internal sealed unsafe partial class LinearBackward<TV>
             SumGradients(batch, head, tokens, room);
             if (view.Keys > 0)
             {
-                AddToKeys(n, seen, first, view, room);
+                AddToKeys(n, seen, first, view, adds, room);
             }
 
             // What this thread is likely to want next: the group's next head, or the tokens before these in the order of a chain, behind them in that of chunks.
@@ -65,7 +73,7 @@ internal sealed unsafe partial class LinearBackward<TV>
                     new(_buffers.Query, batch, next, nextHead, shape.KeyDimension), new(_gradients.OutputGradient, batch, next, nextHead, shape.ValueDimension),
                     nextRows);
                 MicroKernel<TV>.Multiply(
-                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, view.Tile.Asked, rs, true, &ahead);
+                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, view.Tile.Asked, rs, adds, &ahead);
             }
 
             if (_wantsQueries)
@@ -128,7 +136,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>P, the gradient of the scores, and what comes of it and of the scores for the keys that queries see.</summary>
-    private void AddToKeys(int n, int* seen, int* first, in View view, in Room room)
+    private void AddToKeys(int n, int* seen, int* first, in View view, bool adds, in Room room)
     {
         Scratch scratch = room.Scratch;
         int rs = _layout.FeatureStride;
@@ -137,7 +145,8 @@ internal sealed unsafe partial class LinearBackward<TV>
         {
             SimdBlas<TV>.Transpose(n, keys, scratch.Scores, Chunk, room.Turned, Chunk);
             SimdBlas<TV>.AddSuffixProduct(
-                keys, n, first, room.Turned, Chunk, room.Gradient, room.GradientStride, _layout.ValueStride, view.Tile.ValueGradient, _layout.ValueStride);
+                keys, n, first, room.Turned, Chunk, room.Gradient, room.GradientStride, _layout.ValueStride, view.Tile.ValueGradient, _layout.ValueStride,
+                adds);
         }
 
         if (_wantsQueries || _wantsKeys)
@@ -149,7 +158,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         if (_wantsKeys)
         {
             SimdBlas<TV>.Transpose(n, keys, room.Products, Chunk, room.Turned, Chunk);
-            SimdBlas<TV>.AddSuffixProduct(keys, n, first, room.Turned, Chunk, scratch.Queries, rs, rs, view.Tile.KeyFeatureGradient, rs);
+            SimdBlas<TV>.AddSuffixProduct(keys, n, first, room.Turned, Chunk, scratch.Queries, rs, rs, view.Tile.KeyFeatureGradient, rs, adds);
         }
     }
 

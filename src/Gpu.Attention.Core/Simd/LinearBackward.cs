@@ -323,6 +323,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values, Tile = tile,
         };
         StartKeys(view, room);
+        ClearTile(view);
         FinishKeys(chain, view, room.Reverse, room);
     }
 
@@ -443,6 +444,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         StartKeys(view, room);
         TransposeState(view.Sums, view.Normalizers, room);
         int place = Place(chain);
+        bool isFirst = true;
         (int block, int endBlock) = BlocksOf(place, chunk);
         for (; block < endBlock; block++)
         {
@@ -461,8 +463,14 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
             if (stop > query)
             {
-                RunQueries(chain, query, stop - query, view, room);
+                RunQueries(chain, query, stop - query, view, isFirst, room);
+                isFirst = false;
             }
+        }
+
+        if (isFirst)
+        {
+            ClearTile(view);
         }
     }
 
@@ -500,13 +508,12 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private void AskState(long chain, int block, State state, Tile tile, in Room room)
     {
         (int query, int n, _) = BlockAt(block);
-        ClearAsked(tile);
-        RunQueries(chain, query, n, new View { Sums = state.Sums, Normalizers = state.Normalizers, Scale = state.LogScale, Tile = tile }, room);
+        RunQueries(chain, query, n, new View { Sums = state.Sums, Normalizers = state.Normalizers, Scale = state.LogScale, Tile = tile }, isFirst: true, room);
     }
 
     // ---- keys ----
 
-    /// <summary>Keys in the layouts that products take, and nothing asked of them yet.</summary>
+    /// <summary>Keys in the layouts that products take.</summary>
     private void StartKeys(in View view, in Room room)
     {
         int n = view.Keys;
@@ -514,15 +521,24 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         TurnKeys(view, room);
         SimdBlas<TV>.Transpose(n, dv, view.Values, _layout.ValueStride, room.ValuesTransposed, Chunk);
         new Span<float>(room.ValuesTransposed + ((nint)dv * Chunk), n).Fill(1);
-        ClearAsked(view.Tile);
+    }
+
+    /// <summary>Where no query asks anything.</summary>
+    private void ClearTile(in View view)
+    {
+        if (_wantsReverse)
+        {
+            new Span<float>(view.Tile.Asked, checked((_problem.Shape.ValueDimension + 1) * _layout.FeatureStride)).Clear();
+        }
+
         if (_wantsKeys)
         {
-            new Span<float>(view.Tile.KeyFeatureGradient, checked(n * _layout.FeatureStride)).Clear();
+            new Span<float>(view.Tile.KeyFeatureGradient, checked(view.Keys * _layout.FeatureStride)).Clear();
         }
 
         if (_wantsValues)
         {
-            new Span<float>(view.Tile.ValueGradient, checked(n * _layout.ValueStride)).Clear();
+            new Span<float>(view.Tile.ValueGradient, checked(view.Keys * _layout.ValueStride)).Clear();
         }
     }
 
@@ -589,14 +605,6 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     // ---- the state's gradient ----
-
-    private void ClearAsked(Tile tile)
-    {
-        if (_wantsReverse)
-        {
-            new Span<float>(tile.Asked, checked((_problem.Shape.ValueDimension + 1) * _layout.FeatureStride)).Clear();
-        }
-    }
 
     /// <summary>Adds what some queries ask to R̂, and leaves R̂ before that in its place when it is to be kept.</summary>
     private void AddAsked(float* asked, bool keepsReverse, in Room room)

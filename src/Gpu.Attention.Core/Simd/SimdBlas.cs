@@ -39,9 +39,11 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
-    /// <summary>Adds <c>P V</c> to O where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read.</summary>
+    /// <summary>
+    /// Adds <c>P V</c> to O, or to zero, where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read.
+    /// </summary>
     public static void AddSuffixProduct(
-        int rows, int inner, int* first, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
+        int rows, int inner, int* first, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride, bool accumulate = true)
     {
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
         {
@@ -49,6 +51,11 @@ internal static unsafe class SimdBlas<TV>
             int countedByAll = first[row + height - 1];
             for (int i = row; i < row + height; i++)
             {
+                if (!accumulate)
+                {
+                    new Span<float>(o + (i * oStride), n).Clear();
+                }
+
                 AddRows(countedByAll - first[i], p + (i * pStride) + first[i], v + (first[i] * vStride), vStride, n, o + (i * oStride));
             }
 
