@@ -15,7 +15,7 @@ internal enum AttentionKind
 /// <param name="RedrawEvery">Steps after which random features are drawn anew; 0 for never.</param>
 internal sealed record AttentionMethod(string Name, AttentionKind Kind, int Features = 0, int RedrawEvery = 0)
 {
-    private const ulong FirstSeed = 1851;
+    private const ulong ProjectionSeed = 1851;
 
     public static AttentionMethod Softmax { get; } = new("softmax", AttentionKind.Softmax);
 
@@ -24,48 +24,14 @@ internal sealed record AttentionMethod(string Name, AttentionKind Kind, int Feat
     public static AttentionMethod FavorPlus(int features, int redrawEvery = 0) => new(
         redrawEvery == 0 ? $"FAVOR+ {features}" : $"FAVOR+ {features}, redrawn", AttentionKind.FavorPlus, features, redrawEvery);
 
-    /// <summary>Which draw of random features a step uses.</summary>
-    public int DrawAt(int step) => RedrawEvery == 0 ? 0 : step / RedrawEvery;
-
-    /// <summary>Makes the operator of one draw.</summary>
-    public AttentionOperator Create(ComputeDevice device, int headDimension, int draw) => Kind switch
+    /// <summary>Makes the operator.</summary>
+    public AttentionOperator Create(ComputeDevice device, int headDimension) => Kind switch
     {
         AttentionKind.Softmax => new AttentionOperator(new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = true })),
-        AttentionKind.EluPlusOne => new AttentionOperator(Linear(device, FeatureMap.EluPlusOne)),
-        _ => new AttentionOperator(Linear(device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(Features, headDimension, FirstSeed + (ulong)draw)))),
+        AttentionKind.EluPlusOne => new AttentionOperator(device, FeatureMap.EluPlusOne),
+        _ => new AttentionOperator(device, Draws(RandomProjection.Orthogonal(Features, headDimension, ProjectionSeed))),
     };
 
-    private static LinearAttention Linear(ComputeDevice device, FeatureMap features) =>
-        new(device, features, new LinearAttentionOptions { Causal = true });
-}
-
-/// <summary>Exact or linear attention behind one face.</summary>
-internal sealed class AttentionOperator : IDisposable
-{
-    private readonly SoftmaxAttention? _exact;
-    private readonly LinearAttention? _linear;
-
-    public AttentionOperator(SoftmaxAttention exact) => _exact = exact;
-
-    public AttentionOperator(LinearAttention linear) => _linear = linear;
-
-    public void Forward(AttentionShape shape, float[] query, float[] key, float[] value, float[] output)
-    {
-        _exact?.Forward<float>(shape, query, key, value, output);
-        _linear?.Forward<float>(shape, query, key, value, output);
-    }
-
-    public void Backward(
-        AttentionShape shape, float[] query, float[] key, float[] value, float[] output, float[] outputGradient,
-        float[] queryGradient, float[] keyGradient, float[] valueGradient)
-    {
-        _exact?.Backward<float>(shape, query, key, value, output, outputGradient, queryGradient, keyGradient, valueGradient);
-        _linear?.Backward<float>(shape, query, key, value, output, outputGradient, queryGradient, keyGradient, valueGradient);
-    }
-
-    public void Dispose()
-    {
-        _exact?.Dispose();
-        _linear?.Dispose();
-    }
+    private ProjectionSchedule Draws(RandomProjection first) =>
+        RedrawEvery == 0 ? ProjectionSchedule.Never(first) : ProjectionSchedule.Every(RedrawEvery, first);
 }

@@ -44,7 +44,7 @@ internal sealed class CharacterTask : ITask
         [.. numbers.Select(number => _learned + (number * _length)).Chunk(MeasuredBatch).Select(Cut)];
 
     // Every character of a piece is to be followed by the next of the text.
-    private Batch Cut(int[] starts) => new(
+    private Batch Cut(int[] starts) => Batch.Whole(
         starts.Length, _length,
         [.. starts.SelectMany(start => _text.AsSpan(start, _length).ToArray())],
         [.. starts.SelectMany(start => _text.AsSpan(start + 1, _length).ToArray())]);

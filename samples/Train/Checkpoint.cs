@@ -12,15 +12,18 @@ internal readonly record struct CurvePoint(int Step, double Seconds, double Loss
 
 /// <summary>All that training needs to go on as if it had never stopped.</summary>
 /// <param name="Settings">What is trained; only the same may go on.</param>
+/// <param name="Device">Where attention ran; another gives other bits.</param>
 /// <param name="Step">Steps so far.</param>
 /// <param name="Seconds">What they took.</param>
 /// <param name="RandomState">What decides the next batches.</param>
+/// <param name="Draws">Where the schedule of random features stands.</param>
 /// <param name="Values">The parameters.</param>
 /// <param name="First">AdamW's running means of gradients.</param>
 /// <param name="Second">AdamW's running means of their squares.</param>
 /// <param name="Curve">The measurements so far.</param>
 internal sealed record Checkpoint(
-    string Settings, int Step, double Seconds, ulong RandomState, float[] Values, float[] First, float[] Second, IReadOnlyList<CurvePoint> Curve)
+    string Settings, string Device, int Step, double Seconds, ulong RandomState, ProjectionPosition Draws, float[] Values, float[] First, float[] Second,
+    IReadOnlyList<CurvePoint> Curve)
 {
     private const int Version = 1;
 
@@ -35,9 +38,13 @@ internal sealed record Checkpoint(
             writer.Write(Magic);
             writer.Write(Version);
             writer.Write(Settings);
+            writer.Write(Device);
             writer.Write(Step);
             writer.Write(Seconds);
             writer.Write(RandomState);
+            writer.Write(Draws.Seed);
+            writer.Write(Draws.Draw);
+            writer.Write(Draws.Steps);
             writer.Write(Values.Length);
             foreach (float[] array in new[] { Values, First, Second })
             {
@@ -93,9 +100,11 @@ internal sealed record Checkpoint(
         using var reader = new BinaryReader(new MemoryStream(bytes, 0, length), Encoding.UTF8);
         reader.BaseStream.Position = Magic.Length + sizeof(int);
         string settings = reader.ReadString();
+        string device = reader.ReadString();
         int step = reader.ReadInt32();
         double seconds = reader.ReadDouble();
         ulong random = reader.ReadUInt64();
+        var draws = new ProjectionPosition(reader.ReadUInt64(), reader.ReadInt64(), reader.ReadInt64());
         int count = reader.ReadInt32();
         float[][] arrays = new float[3][];
         for (int i = 0; i < arrays.Length; i++)
@@ -113,6 +122,6 @@ internal sealed record Checkpoint(
             point = new CurvePoint(reader.ReadInt32(), reader.ReadDouble(), reader.ReadDouble());
         }
 
-        return new Checkpoint(settings, step, seconds, random, arrays[0], arrays[1], arrays[2], curve);
+        return new Checkpoint(settings, device, step, seconds, random, draws, arrays[0], arrays[1], arrays[2], curve);
     }
 }

@@ -1,8 +1,8 @@
 namespace Gpu.Attention.Samples.Training;
 
 /// <summary>
-/// The copy task: a separator, a random word, the separator, and the same word again, <c>0 w 0 w</c>. Only the second word is asked: nothing tells
-/// the first.
+/// The copy task: a separator, a random word, the separator, and the same word again, <c>0 w 0 w</c>. Words have every length up to the longest. Only the
+/// second word is asked: nothing tells the first.
 /// </summary>
 internal sealed class CopyTask : ITask
 {
@@ -12,42 +12,47 @@ internal sealed class CopyTask : ITask
 
     private readonly int _length;
 
-    /// <param name="length">Symbols of a sequence; even, and 4 at least.</param>
-    /// <param name="measured">Sequences that models are measured on.</param>
+    /// <param name="length">Symbols of the longest sequence; even, and 4 at least.</param>
+    /// <param name="measured">Longest sequences that would take the room of what models are measured on.</param>
     public CopyTask(int length, int measured)
     {
         _length = length;
         Measured = [Draw(measured, new RandomSource(MeasuredSeed))];
     }
 
-    public string Name => $"copy, {_length} symbols";
+    public string Name => $"copy, up to {_length} symbols";
 
     public int Symbols => WordSymbols + 1;
 
     public IReadOnlyList<Batch> Measured { get; }
 
+    /// <summary>Draws packed sequences: about twice as many, shorter ones, in the room of so many of the longest.</summary>
     public Batch Draw(int sequences, RandomSource random)
     {
-        // The last symbol is asked, and never fed.
-        int fed = _length - 1;
-        int word = (_length / 2) - 1;
-        int[] inputs = new int[sequences * fed];
-        int[] targets = new int[sequences * fed];
-        int[] sequence = new int[_length];
-        for (int i = 0; i < sequences; i++)
+        int longest = (_length / 2) - 1;
+        int[] inputs = new int[sequences * (_length - 1)];
+        int[] targets = new int[inputs.Length];
+        Array.Fill(targets, -1);
+        var starts = new List<int>();
+        for (int start = 0; start < inputs.Length;)
         {
-            sequence[0] = sequence[word + 1] = Separator;
+            // The last word is as long as there is room; what is left of it in the end is one separator.
+            starts.Add(start);
+            int word = Math.Min(1 + random.Below(longest), (inputs.Length - start - 1) / 2);
             for (int j = 1; j <= word; j++)
             {
-                sequence[j] = sequence[j + word + 1] = 1 + random.Below(WordSymbols);
+                // A symbol is asked where the one before it is fed, and the last is never fed.
+                int symbol = 1 + random.Below(WordSymbols);
+                inputs[start + j] = targets[start + word + j] = symbol;
+                if (j < word)
+                {
+                    inputs[start + word + 1 + j] = symbol;
+                }
             }
 
-            sequence.AsSpan(0, fed).CopyTo(inputs.AsSpan(i * fed));
-            Span<int> asked = targets.AsSpan(i * fed, fed);
-            sequence.AsSpan(1).CopyTo(asked);
-            asked[..(word + 1)].Fill(-1);
+            start += (2 * word) + 1;
         }
 
-        return new Batch(sequences, fed, inputs, targets);
+        return Batch.Packed([.. starts, inputs.Length], inputs, targets);
     }
 }

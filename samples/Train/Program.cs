@@ -1,4 +1,5 @@
 using System.CommandLine;
+using Gpu.Attention;
 using Gpu.Attention.Samples.Training;
 
 using var stop = new CancellationTokenSource();
@@ -33,9 +34,14 @@ static Command Make(string name, string description, TrainOptions defaults, Func
     Option<int> redraw = Count("--redraw-every", "Steps after which random features are drawn anew", defaults.RedrawEvery);
     Option<int> measure = Count("--measure-every", "Steps from one measurement, and checkpoint, to the next", defaults.MeasureEvery);
     var rate = new Option<float>("--rate") { Description = "The largest learning rate", DefaultValueFactory = _ => defaults.Rate };
+    var device = new Option<string>("--device")
+    {
+        Description = "Where attention runs: cpu, cuda, opencl, simulator, or auto for the best; what it cannot run the host does, and says why",
+        DefaultValueFactory = _ => defaults.Device,
+    };
     var output = new Option<string>("--output") { Description = "The folder of pictures and checkpoints", DefaultValueFactory = _ => defaults.Output };
     var resume = new Option<bool>("--resume") { Description = "Go on from the checkpoints in the folder" };
-    var command = new Command(name, description) { length, width, heads, layers, batch, steps, features, measure, rate, output, resume };
+    var command = new Command(name, description) { length, width, heads, layers, batch, steps, features, measure, rate, device, output, resume };
     if (name == "chars")
     {
         command.Add(redraw);
@@ -68,6 +74,7 @@ static Command Make(string name, string description, TrainOptions defaults, Func
             RedrawEvery = name == "chars" ? arguments.GetValue(redraw) : defaults.RedrawEvery,
             MeasureEvery = arguments.GetValue(measure),
             Rate = arguments.GetValue(rate),
+            Device = arguments.GetValue(device)!,
             Output = arguments.GetValue(output)!,
             Resume = arguments.GetValue(resume),
         };
@@ -81,7 +88,7 @@ static Command Make(string name, string description, TrainOptions defaults, Func
         {
             return run(options) ? 0 : 1;
         }
-        catch (InvalidDataException e)
+        catch (Exception e) when (e is InvalidDataException or ArgumentException or NotSupportedException or DeviceException)
         {
             Console.Error.WriteLine(e.Message);
             return 1;

@@ -54,11 +54,22 @@ internal sealed record TrainOptions
     /// <summary>Sequences of a measurement.</summary>
     public int MeasuredSequences { get; init; } = 64;
 
+    /// <summary>The device, as <see cref="ComputeDevice.Open(string, ComputeDeviceOptions?)"/> takes it.</summary>
+    public string Device { get; init; } = "cpu";
+
     /// <summary>The folder of pictures and checkpoints.</summary>
     public string Output { get; init; } = "";
 
     /// <summary>True to go on from the checkpoints in the folder.</summary>
     public bool Resume { get; init; }
+
+    /// <summary>Opens the device, and says which and why.</summary>
+    public ComputeDevice Open(TextWriter output)
+    {
+        ComputeDevice device = ComputeDevice.Open(Device);
+        output.WriteLine($"Attention on {device}, {device.Reason}.");
+        return device;
+    }
 
     /// <summary>The model's sizes, for so many symbols.</summary>
     public ModelSize Size(int symbols) => new(symbols, Length, Width, Heads, Layers);

@@ -34,7 +34,9 @@ internal sealed class Training : IDisposable
     private readonly List<CurvePoint> _curve = [];
     private readonly string _name;
     private readonly string _settings;
+    private readonly string _device;
     private double _seconds;
+    private int _fallbacks;
 
     /// <summary>Starts from random weights, from given ones, or from a checkpoint.</summary>
     /// <param name="device">Where attention runs.</param>
@@ -46,7 +48,7 @@ internal sealed class Training : IDisposable
     public Training(
         ComputeDevice device, ITask task, AttentionMethod method, TrainOptions options, TextWriter output, (string Name, float[] Values)? initial = null)
     {
-        (_task, _options, _output) = (task, options, output);
+        (_task, _options, _output, _device) = (task, options, output, device.ToString());
         Steps = initial is null ? options.Steps : options.TuneSteps;
         _schedule = options.Schedule(Steps);
         Model = new Transformer(device, options.Size(task.Symbols), method, WeightSeed);
@@ -108,7 +110,7 @@ internal sealed class Training : IDisposable
     public void TakeStep()
     {
         long start = Stopwatch.GetTimestamp();
-        Model.Redraw(Step);
+        Model.Attention.BeginStep();
         Model.LossAndGradients(_task.Draw(_options.Batch, _random));
         _optimizer.Step(Step);
         Step++;
@@ -119,20 +121,37 @@ internal sealed class Training : IDisposable
     public void Save()
     {
         Directory.CreateDirectory(_options.Output);
-        new Checkpoint(_settings, Step, _seconds, _random.State, Model.Parameters.Values, _optimizer.First, _optimizer.Second, _curve).Save(Path);
+        new Checkpoint(
+            _settings, _device, Step, _seconds, _random.State, Model.Attention.Draws, Model.Parameters.Values, _optimizer.First, _optimizer.Second,
+            _curve).Save(Path);
+    }
+
+    /// <summary>The mean loss over sequences with random features that the model was never trained with.</summary>
+    public double MeasureWithUnseenFeatures(IReadOnlyList<Batch> batches)
+    {
+        long current = Model.Attention.Draws.Draw;
+        Model.Attention.UseDraw(current + 1);
+        double loss = Measure(Model, batches);
+        Model.Attention.UseDraw(current);
+        return loss;
     }
 
     /// <summary>The mean loss over sequences.</summary>
     public static double Measure(Transformer model, IReadOnlyList<Batch> batches) =>
-        batches.Sum(batch => model.Loss(batch) * batch.Sequences) / batches.Sum(batch => batch.Sequences);
+        batches.Sum(batch => model.Loss(batch) * batch.Asked) / batches.Sum(batch => batch.Asked);
 
     public void Dispose() => Model.Dispose();
 
     private void AddPoint()
     {
-        Model.Redraw(Step);
         var point = new CurvePoint(Step, _seconds, Measure(Model, _task.Measured));
         _curve.Add(point);
+        foreach (FallbackStep fallback in Model.Attention.Fallbacks.Skip(_fallbacks))
+        {
+            _output.WriteLine($"  {_name}: fallback: {fallback}");
+        }
+
+        _fallbacks = Model.Attention.Fallbacks.Count;
         string left = Step == 0 ? "" : $", about {_seconds / Step * (Steps - Step):0} s left";
         _output.WriteLine($"  {_name}: step {Step} of {Steps}, {point.Loss:0.0000} nats a symbol, {_seconds:0.0} s{left}");
     }
@@ -146,10 +165,12 @@ internal sealed class Training : IDisposable
         }
 
         (Step, _seconds, _random.State) = (from.Step, from.Seconds, from.RandomState);
+        Model.Attention.Resume(from.Draws);
         from.Values.CopyTo(Model.Parameters.Values, 0);
         from.First.CopyTo(_optimizer.First, 0);
         from.Second.CopyTo(_optimizer.Second, 0);
         _curve.AddRange(from.Curve);
-        _output.WriteLine($"  {_name}: goes on from step {Step}");
+        string elsewhere = from.Device == _device ? "" : $", which ran on {from.Device}: not to the bits that it would have had there";
+        _output.WriteLine($"  {_name}: goes on from step {Step}{elsewhere}");
     }
 }

@@ -2,47 +2,26 @@ using System.Numerics.Tensors;
 
 namespace Gpu.Attention.Samples.Training;
 
-/// <summary>Sequences of symbols, and what is to be predicted after each.</summary>
-/// <param name="Sequences">How many sequences.</param>
-/// <param name="Length">Symbols of a sequence.</param>
-/// <param name="Inputs">The symbols, <c>[sequences, length]</c>.</param>
-/// <param name="Targets">The symbols to predict; −1 where nothing is asked.</param>
-internal sealed record Batch(int Sequences, int Length, int[] Inputs, int[] Targets);
-
 /// <summary>
 /// A small transformer that predicts the next symbol. Attention is this library's, and its gradients; everything else is written out here.
 /// </summary>
 internal sealed class Transformer : IDisposable
 {
-    private readonly ComputeDevice _device;
-    private AttentionOperator _attention;
     private Activations? _activations;
-    private int _draw;
 
     public Transformer(ComputeDevice device, ModelSize size, AttentionMethod method, ulong seed)
     {
-        (_device, Size, Method) = (device, size, method);
+        Size = size;
         Parameters = new Parameters(size, seed);
-        _attention = method.Create(device, size.HeadDimension, 0);
+        Attention = method.Create(device, size.HeadDimension);
     }
 
     public ModelSize Size { get; }
 
-    public AttentionMethod Method { get; }
-
     public Parameters Parameters { get; }
 
-    /// <summary>Draws the random features that belong to a step, where they change.</summary>
-    public void Redraw(int step)
-    {
-        int draw = Method.DrawAt(step);
-        if (draw != _draw)
-        {
-            _attention.Dispose();
-            _attention = Method.Create(_device, Size.HeadDimension, draw);
-            _draw = draw;
-        }
-    }
+    /// <summary>The attention of every layer.</summary>
+    public AttentionOperator Attention { get; }
 
     /// <summary>The mean loss of a batch, in nats a symbol.</summary>
     public double Loss(Batch batch)
@@ -60,13 +39,13 @@ internal sealed class Transformer : IDisposable
         return loss;
     }
 
-    public void Dispose() => _attention.Dispose();
+    public void Dispose() => Attention.Dispose();
 
     private Activations Forward(Batch batch)
     {
-        if (_activations is null || _activations.Sequences != batch.Sequences || _activations.Length != batch.Length)
+        if (_activations is null || _activations.Sequences != batch.Rows || _activations.Length != batch.Length)
         {
-            _activations = new Activations(Size, batch.Sequences, batch.Length);
+            _activations = new Activations(Size, batch.Rows, batch.Length);
         }
 
         Activations a = _activations;
@@ -81,7 +60,7 @@ internal sealed class Transformer : IDisposable
             Matrix.Apply(layer.Normal1, p.Query.Values, default, layer.Query, rows);
             Matrix.Apply(layer.Normal1, p.Key.Values, default, layer.Key, rows);
             Matrix.Apply(layer.Normal1, p.Value.Values, default, layer.Value, rows);
-            _attention.Forward(a.Shape, layer.Query, layer.Key, layer.Value, layer.Attended);
+            Attention.Forward(a.Shape, layer.Query, layer.Key, layer.Value, layer.Attended, batch.Layout);
             Matrix.Apply(layer.Attended, p.Join.Values, default, layer.Middle, rows);
             TensorPrimitives.Add(layer.Middle, layer.Input, layer.Middle);
             Normalize(layer.Middle, p.Norm2Gain, p.Norm2Bias, layer.Normal2, rows);
@@ -129,8 +108,9 @@ internal sealed class Transformer : IDisposable
             Matrix.AddWeightGradient(layer.Attended, a.Gradient, p.Join.Gradients, default, rows);
             Array.Clear(a.AttendedGradient);
             Matrix.AddInputGradient(a.Gradient, p.Join.Values, a.AttendedGradient, rows);
-            _attention.Backward(
-                a.Shape, layer.Query, layer.Key, layer.Value, layer.Attended, a.AttendedGradient, a.QueryGradient, a.KeyGradient, a.ValueGradient);
+            Attention.Backward(
+                a.Shape, layer.Query, layer.Key, layer.Value, layer.Attended, a.AttendedGradient, a.QueryGradient, a.KeyGradient, a.ValueGradient,
+                batch.Layout);
             Matrix.AddWeightGradient(layer.Normal1, a.QueryGradient, p.Query.Gradients, default, rows);
             Matrix.AddWeightGradient(layer.Normal1, a.KeyGradient, p.Key.Gradients, default, rows);
             Matrix.AddWeightGradient(layer.Normal1, a.ValueGradient, p.Value.Gradients, default, rows);
@@ -151,7 +131,7 @@ internal sealed class Transformer : IDisposable
         {
             TensorPrimitives.Add(
                 Parameters.Tokens.Values.Span.Slice(batch.Inputs[row] * width, width),
-                Parameters.Positions.Values.Span.Slice(row % batch.Length * width, width),
+                Parameters.Positions.Values.Span.Slice(batch.Positions[row] * width, width),
                 rows.AsSpan(row * width, width));
         }
     }
@@ -163,7 +143,7 @@ internal sealed class Transformer : IDisposable
         {
             ReadOnlySpan<float> of = gradient.AsSpan(row * width, width);
             Span<float> token = Parameters.Tokens.Gradients.Span.Slice(batch.Inputs[row] * width, width);
-            Span<float> position = Parameters.Positions.Gradients.Span.Slice(row % batch.Length * width, width);
+            Span<float> position = Parameters.Positions.Gradients.Span.Slice(batch.Positions[row] * width, width);
             TensorPrimitives.Add(token, of, token);
             TensorPrimitives.Add(position, of, position);
         }
@@ -205,7 +185,7 @@ internal sealed class Transformer : IDisposable
     // The mean over what is asked; logits become their gradients.
     private double CrossEntropyOf(Batch batch, Activations a)
     {
-        float weight = 1f / batch.Targets.Count(target => target >= 0);
+        float weight = 1f / batch.Asked;
         double[] sums = new double[Rows.Blocks(batch.Targets.Length)];
         Rows.ForEachBlock(batch.Targets.Length, (block, first, count) =>
         {

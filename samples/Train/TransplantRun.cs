@@ -22,7 +22,7 @@ internal sealed class TransplantRun(TrainOptions options, string text, TextWrite
     /// <returns>What was measured, in bits a character; null when asked to stop before the end.</returns>
     public TransplantResults? Run(CancellationToken stop = default)
     {
-        using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        using ComputeDevice device = options.Open(output);
         var task = new CharacterTask(text, options.Length, options.MeasuredSequences);
         using var softmax = new Training(device, task, AttentionMethod.Softmax, options, output);
         if (!Complete(softmax, stop))

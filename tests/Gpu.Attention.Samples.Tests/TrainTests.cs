@@ -50,11 +50,15 @@ public sealed class TrainTests : IDisposable
     public void Characters_AreLearnedInEveryWay()
     {
         TrainOptions options = Small with { Length = 32, Batch = 16, Steps = 200, MeasureEvery = 50, RedrawEvery = 20 };
-        IReadOnlyList<double>? bits = new CharsRun(options, CharacterTask.Book()[..50_000], _output).Run();
-        Assert.NotNull(bits);
+        IReadOnlyList<CharsResult>? results = new CharsRun(options, CharacterTask.Book()[..50_000], _output).Run();
+        Assert.NotNull(results);
 
         // The frequencies of single characters, counted in the first nine tenths, cost 4.33 bits on the last.
-        Assert.All(bits, value => Assert.InRange(value, 1, 4.33));
+        Assert.All(results, result => Assert.InRange(result.Bits, 1, 4.33));
+
+        // The weights come to depend on the features that they see in training, and less so on features that change.
+        Assert.Null(results[0].UnseenBits);
+        Assert.True(results[2].UnseenBits - results[2].Bits < results[1].UnseenBits - results[1].Bits, _output.ToString());
         XElement picture = XElement.Load(Path.Combine(_folder, CharsRun.Picture));
         Assert.Equal(3, picture.Descendants().Count(e => e.Name.LocalName == "polyline"));
     }
@@ -82,6 +86,8 @@ public sealed class TrainTests : IDisposable
         Checkpoint expected = Checkpoint.Load(whole.Path), actual = Checkpoint.Load(resumed.Path);
         Assert.Equal(expected.First, actual.First);
         Assert.Equal(expected.Second, actual.Second);
+        Assert.Equal(redrawEvery == 0 ? 0 : 2, actual.Draws.Draw);
+        Assert.Equal((expected.Draws, expected.Device), (actual.Draws, actual.Device));
         Assert.Equal((expected.Step, expected.RandomState, expected.Settings), (actual.Step, actual.RandomState, actual.Settings));
     }
 
@@ -116,6 +122,40 @@ public sealed class TrainTests : IDisposable
     }
 
     [Fact]
+    public void Words_OfEveryLengthAreAskedASecondTime()
+    {
+        var task = new CopyTask(length: 16, measured: 2);
+        var random = new RandomSource(1);
+        var lengths = new HashSet<int>();
+        for (int i = 0; i < 100; i++)
+        {
+            Batch batch = task.Draw(4, random);
+            Assert.Equal((1, 4 * 15), (batch.Rows, batch.Length));
+            int[] starts = [.. Enumerable.Range(0, batch.Length).Where(row => batch.Positions[row] == 0), batch.Length];
+            Assert.Equal(starts.Length - 1, batch.Layout!.Sequences);
+            foreach ((int start, int end) in starts.Zip(starts.Skip(1)))
+            {
+                // 0 w 0 w without the last symbol, which is asked where the one before it is fed.
+                int word = (end - start) / 2;
+                lengths.Add(word);
+                Assert.Equal((2 * word) + 1, end - start);
+                Assert.Equal(Enumerable.Range(0, end - start), batch.Positions[start..end]);
+                Assert.Equal(0, batch.Inputs[start]);
+                Assert.All(batch.Targets[start..(start + word)], target => Assert.Equal(-1, target));
+                if (word > 0)
+                {
+                    int[] symbols = batch.Inputs[(start + 1)..(start + 1 + word)];
+                    Assert.All(symbols, symbol => Assert.InRange(symbol, 1, 10));
+                    Assert.Equal([0, .. symbols[..^1]], batch.Inputs[(start + word + 1)..end]);
+                    Assert.Equal([-1, .. symbols], batch.Targets[(start + word)..end]);
+                }
+            }
+        }
+
+        Assert.Equal(Enumerable.Range(0, 8), lengths.Order());
+    }
+
+    [Fact]
     public void HeldOutCharacters_AreNeverDrawn()
     {
         string text = new string('a', 900) + new string('b', 100);
@@ -129,8 +169,8 @@ public sealed class TrainTests : IDisposable
         }
 
         Assert.All(task.HeldOut, batch => Assert.DoesNotContain(0, batch.Inputs));
-        Assert.Equal(4, task.HeldOut.Sum(batch => batch.Sequences));
-        Assert.Equal(2, task.Measured.Sum(batch => batch.Sequences));
+        Assert.Equal(4, task.HeldOut.Sum(batch => batch.Rows));
+        Assert.Equal(2, task.Measured.Sum(batch => batch.Rows));
     }
 
     public void Dispose()
