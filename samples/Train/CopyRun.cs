@@ -17,7 +17,7 @@ internal sealed class CopyRun(TrainOptions options, TextWriter output)
     public IReadOnlyList<IReadOnlyList<CurvePoint>>? Run(CancellationToken stop = default)
     {
         using ComputeDevice device = options.Open(output);
-        var task = new CopyTask(options.Length, options.MeasuredSequences);
+        var task = new CopyTask(options.Length, options.Shortest, options.MeasuredSequences);
         AttentionMethod[] methods = [AttentionMethod.Softmax, AttentionMethod.EluPlusOne, AttentionMethod.FavorPlus(options.Features)];
         var curves = new List<IReadOnlyList<CurvePoint>>();
         foreach (AttentionMethod method in methods)
@@ -41,7 +41,7 @@ internal sealed class CopyRun(TrainOptions options, TextWriter output)
         }
 
         var chart = new LineChart(
-            $"Copying words of up to {(options.Length / 2) - 1} symbols", new Axis("gradient steps"), new Axis("nats a symbol", AxisScale.Logarithmic),
+            $"Copying: {task.Name}", new Axis("gradient steps"), new Axis("nats a symbol", AxisScale.Logarithmic),
             [
                 .. methods.Zip(curves, (method, curve) => new Series(method.Name, [.. curve.Select(p => new PlotPoint(p.Step, p.Loss))])),
                 new Series("learned", [new PlotPoint(0, Learned), new PlotPoint(options.Steps, Learned)]) { IsReference = true },

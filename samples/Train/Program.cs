@@ -24,6 +24,7 @@ return command.Parse(args).Invoke();
 static Command Make(string name, string description, TrainOptions defaults, Func<TrainOptions, bool> run)
 {
     Option<int> length = Count("--length", "Symbols of a sequence", defaults.Length);
+    Option<int> shortest = Count("--shortest", "Symbols of the shortest word; all words are of the greatest length when left out", defaults.Shortest);
     Option<int> width = Count("--width", "Elements of a token's row; a multiple of the heads", defaults.Width);
     Option<int> heads = Count("--heads", "Attention heads", defaults.Heads);
     Option<int> layers = Count("--layers", "Layers", defaults.Layers);
@@ -42,6 +43,11 @@ static Command Make(string name, string description, TrainOptions defaults, Func
     var output = new Option<string>("--output") { Description = "The folder of pictures and checkpoints", DefaultValueFactory = _ => defaults.Output };
     var resume = new Option<bool>("--resume") { Description = "Go on from the checkpoints in the folder" };
     var command = new Command(name, description) { length, width, heads, layers, batch, steps, features, measure, rate, device, output, resume };
+    if (name == "copy")
+    {
+        command.Add(shortest);
+    }
+
     if (name == "chars")
     {
         command.Add(redraw);
@@ -64,6 +70,7 @@ static Command Make(string name, string description, TrainOptions defaults, Func
         var options = defaults with
         {
             Length = arguments.GetValue(length),
+            Shortest = name == "copy" ? arguments.GetValue(shortest) : defaults.Shortest,
             Width = arguments.GetValue(width),
             Heads = arguments.GetValue(heads),
             Layers = arguments.GetValue(layers),

@@ -86,7 +86,7 @@ public sealed class TrainLayerTests
             _ => AttentionMethod.FavorPlus(32),
         };
         using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
-        var task = new CopyTask(12, measured: 1);
+        var task = new CopyTask(12, shortest: 1, measured: 1);
         using var model = new Transformer(device, new ModelSize(task.Symbols, 12, 16, 2, 2), method, seed: 15);
         Batch batch = task.Draw(3, new RandomSource(16));
 

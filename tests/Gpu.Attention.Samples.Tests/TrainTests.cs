@@ -69,7 +69,7 @@ public sealed class TrainTests : IDisposable
     public void TenSteps_AreFiveACheckpointAndFive(int redrawEvery)
     {
         using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
-        var task = new CopyTask(Small.Length, Small.MeasuredSequences);
+        var task = new CopyTask(Small.Length, Small.Shortest, Small.MeasuredSequences);
         AttentionMethod method = AttentionMethod.FavorPlus(Small.Features, redrawEvery);
         using var whole = new Samples.Training.Training(device, task, method, Small with { Output = Path.Combine(_folder, "whole") }, _output);
         Assert.True(whole.Run());
@@ -106,7 +106,7 @@ public sealed class TrainTests : IDisposable
     public void Checkpoint_OfOtherSettingsOrDamagedIsRefused()
     {
         using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
-        var task = new CopyTask(Small.Length, Small.MeasuredSequences);
+        var task = new CopyTask(Small.Length, Small.Shortest, Small.MeasuredSequences);
         using var training = new Samples.Training.Training(device, task, AttentionMethod.Softmax, Small, _output);
         training.Save();
         TrainOptions others = Small with { Resume = true, Batch = 9 };
@@ -121,10 +121,13 @@ public sealed class TrainTests : IDisposable
         }
     }
 
-    [Fact]
-    public void Words_OfEveryLengthAreAskedASecondTime()
+    [Theory]
+    [InlineData(1)]
+    [InlineData(5)]
+    [InlineData(int.MaxValue)]
+    public void Words_AreAskedASecondTime(int shortest)
     {
-        var task = new CopyTask(length: 16, measured: 2);
+        var task = new CopyTask(length: 16, shortest, measured: 2);
         var random = new RandomSource(1);
         var lengths = new HashSet<int>();
         for (int i = 0; i < 100; i++)
@@ -152,7 +155,10 @@ public sealed class TrainTests : IDisposable
             }
         }
 
-        Assert.Equal(Enumerable.Range(0, 8), lengths.Order());
+        // What is left of a batch's room takes a shorter one.
+        Assert.Equal(7, lengths.Max());
+        Assert.Superset(Enumerable.Range(Math.Min(shortest, 7), 8 - Math.Min(shortest, 7)).ToHashSet(), lengths);
+        Assert.True(shortest < 7 || lengths.Count == 1);
     }
 
     [Fact]
