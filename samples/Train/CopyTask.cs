@@ -14,12 +14,12 @@ internal sealed class CopyTask : ITask
     private readonly int _longest;
 
     /// <param name="length">Symbols of the longest sequence; even, and 4 at least.</param>
-    /// <param name="shortest">Symbols of the shortest word; as many as the longest has, or more, for words of that length only.</param>
+    /// <param name="shortest">Symbols of the shortest word; null when all are as long as there is room.</param>
     /// <param name="measured">Longest sequences in whose room there are those that models are measured on.</param>
-    public CopyTask(int length, int shortest, int measured)
+    public CopyTask(int length, int? shortest, int measured)
     {
         _longest = (length / 2) - 1;
-        _shortest = Math.Min(shortest, _longest);
+        _shortest = Math.Min(shortest ?? _longest, _longest);
         Measured = [Draw(measured, new RandomSource(MeasuredSeed))];
     }
 

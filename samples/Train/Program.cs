@@ -24,7 +24,7 @@ return command.Parse(args).Invoke();
 static Command Make(string name, string description, TrainOptions defaults, Func<TrainOptions, bool> run)
 {
     Option<int> length = Count("--length", "Symbols of a sequence", defaults.Length);
-    Option<int> shortest = Count("--shortest", "Symbols of the shortest word; all words are of the greatest length when left out", defaults.Shortest);
+    var shortest = new Option<int?>("--shortest") { Description = "Symbols of the shortest word, up to half the sequence; all words are that long when left out" };
     Option<int> width = Count("--width", "Elements of a token's row; a multiple of the heads", defaults.Width);
     Option<int> heads = Count("--heads", "Attention heads", defaults.Heads);
     Option<int> layers = Count("--layers", "Layers", defaults.Layers);
@@ -65,12 +65,19 @@ static Command Make(string name, string description, TrainOptions defaults, Func
             result.AddError("--length takes an even number from 4.");
         }
     });
+    shortest.Validators.Add(result =>
+    {
+        if (result.GetValue(shortest) < 1)
+        {
+            result.AddError("--shortest takes a whole number above zero.");
+        }
+    });
     command.SetAction(arguments =>
     {
         var options = defaults with
         {
             Length = arguments.GetValue(length),
-            Shortest = name == "copy" ? arguments.GetValue(shortest) : defaults.Shortest,
+            Shortest = name == "copy" ? arguments.GetValue(shortest) : null,
             Width = arguments.GetValue(width),
             Heads = arguments.GetValue(heads),
             Layers = arguments.GetValue(layers),

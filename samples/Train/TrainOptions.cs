@@ -21,8 +21,8 @@ internal sealed record TrainOptions
     /// <summary>Symbols of a sequence.</summary>
     public int Length { get; init; }
 
-    /// <summary>Symbols of the shortest word; words of one length only where the longest has no more. The copy task only.</summary>
-    public int Shortest { get; init; } = int.MaxValue;
+    /// <summary>Symbols of the shortest word; null for words of one length. The copy task only.</summary>
+    public int? Shortest { get; init; }
 
     /// <summary>Elements of a token's row.</summary>
     public int Width { get; init; }
