@@ -24,7 +24,7 @@ return command.Parse(args).Invoke();
 static Command Make(string name, string description, TrainOptions defaults, Func<TrainOptions, bool> run)
 {
     Option<int> length = Count("--length", "Symbols of a sequence", defaults.Length);
-    var shortest = new Option<int?>("--shortest") { Description = "Symbols of the shortest word, up to half the sequence; all words are that long when left out" };
+    var shortest = new Option<int?>("--shortest") { Description = "Symbols of the shortest word; when left out, all words are as long as the longest" };
     Option<int> width = Count("--width", "Elements of a token's row; a multiple of the heads", defaults.Width);
     Option<int> heads = Count("--heads", "Attention heads", defaults.Heads);
     Option<int> layers = Count("--layers", "Layers", defaults.Layers);

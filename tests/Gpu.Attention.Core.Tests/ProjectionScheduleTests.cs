@@ -86,7 +86,8 @@ public class ProjectionScheduleTests
     {
         RandomProjection draw = ProjectionSchedule.OnCall(First).DrawAt(7);
         Assert.Equal(15987342367472525836UL, draw.Seed);
-        Assert.Equal("5012d1004d53406cfe84e233499ea5e54612e8664735edbf5605ff0d340cfc60", Convert.ToHexStringLower(SHA256.HashData(MemoryMarshal.AsBytes(draw.Matrix))));
+        Assert.Equal(
+            "5012d1004d53406cfe84e233499ea5e54612e8664735edbf5605ff0d340cfc60", Convert.ToHexStringLower(SHA256.HashData(MemoryMarshal.AsBytes(draw.Matrix))));
     }
 
     [Fact]

@@ -103,6 +103,21 @@ public sealed class TrainTests : IDisposable
     }
 
     [Fact]
+    public void Checkpoint_OfAnotherDeviceIsGoneOnFromWithANote()
+    {
+        using ComputeDevice device = (Small with { Device = "auto" }).Open(_output);
+        Assert.Contains(device.Reason, _output.ToString());
+        var task = new CopyTask(Small.Length, Small.Shortest, Small.MeasuredSequences);
+        using var training = new Samples.Training.Training(device, task, AttentionMethod.Softmax, Small, _output);
+        Take(training, 3);
+        training.Save();
+        (Checkpoint.Load(training.Path) with { Device = "an abacus" }).Save(training.Path);
+        using var resumed = new Samples.Training.Training(device, task, AttentionMethod.Softmax, Small with { Resume = true }, _output);
+        Assert.Equal(3, resumed.Step);
+        Assert.Contains("which ran on an abacus: not to the bits", _output.ToString());
+    }
+
+    [Fact]
     public void Checkpoint_OfOtherSettingsOrDamagedIsRefused()
     {
         using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);

@@ -1,6 +1,9 @@
 namespace Gpu.Attention;
 
-/// <summary>Where a <see cref="ProjectionSchedule"/> stands: plain numbers, to be saved beside a model's weights and handed to <see cref="ProjectionSchedule.Resume"/>.</summary>
+/// <summary>
+/// Where a <see cref="ProjectionSchedule"/> stands: plain numbers, to be saved beside a model's weights and handed to
+/// <see cref="ProjectionSchedule.Resume"/>.
+/// </summary>
 /// <param name="Seed">The seed of the schedule's first projection; 0 when that was given as a matrix.</param>
 /// <param name="Draw">How many times it has drawn anew.</param>
 /// <param name="Steps">Training steps that began with the current projection.</param>

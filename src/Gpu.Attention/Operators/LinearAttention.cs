@@ -297,7 +297,8 @@ public sealed unsafe partial class LinearAttention : IDisposable
 
         if (state is not null && state.Features.IsKnown && state.Features != Lowered(shape.KeyDimension).Identity)
         {
-            throw new ArgumentException($"{state} is made of other key features than those of {Features}: another projection (or draw of one), scale or epsilon.", parameter);
+            throw new ArgumentException(
+                $"{state} is made of other key features than those of {Features}: another projection or draw of it, scale or epsilon.", parameter);
         }
     }
 
