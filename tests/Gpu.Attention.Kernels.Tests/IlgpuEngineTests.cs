@@ -26,7 +26,7 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
     private protected override string[] Refused => ["softplus", "favor+ as jax"];
 
-    private protected override bool HasBackward => false;
+    private protected override bool HasBackward(string map) => false;
 
     /// <summary>Every law leaves the device as it found it.</summary>
     public void Dispose()
@@ -55,7 +55,9 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
         public EngineSupport SupportsBackward(AttentionProblem problem) => engine.SupportsBackward(problem);
 
-        public long BackwardWorkspaceBytes(AttentionProblem problem) => engine.BackwardWorkspaceBytes(problem);
+        public long BackwardWorkspaceBytes(AttentionProblem problem) => engine.MinimumBackwardWorkspaceBytes(problem);
+
+        public long MinimumBackwardWorkspaceBytes(AttentionProblem problem) => engine.MinimumBackwardWorkspaceBytes(problem);
 
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
             engine.Backward(problem, buffers, gradients);

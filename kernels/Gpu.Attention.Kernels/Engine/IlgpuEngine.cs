@@ -165,6 +165,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
                 return;
             }
 
+            BufferViews.RequireStates(problem, buffers);
             long workspaceBytes = buffers.Workspace.Length * sizeof(float);
             if (problem.Features is not { } features)
             {
@@ -186,14 +187,54 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     }
 
     /// <inheritdoc/>
-    public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("the device engine has no backward pass yet");
+    public EngineSupport SupportsBackward(AttentionProblem problem)
+    {
+        EngineSupport forward = Supports(problem);
+        return !forward.IsSupported ? forward
+            : problem.Features is null ? EngineSupport.No("exact attention has no backward pass on devices yet; the host engine has it")
+            : EngineSupport.No("linear attention has no backward pass on devices yet; the host engine has it");
+    }
 
     /// <inheritdoc/>
-    public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException("The device engine has no backward pass yet.");
+    public long MinimumBackwardWorkspaceBytes(AttentionProblem problem)
+    {
+        ThrowUnlessBackwardSupported(problem);
+        return BackwardPlanOf(problem, 1).Bytes;
+    }
 
     /// <inheritdoc/>
-    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
-        throw new NotSupportedException($"The device engine cannot differentiate this: {SupportsBackward(problem).Reason}.");
+    public long BackwardWorkspaceBytes(AttentionProblem problem)
+    {
+        ThrowUnlessBackwardSupported(problem);
+        return BackwardPlanOf(problem, _blockItems).Bytes;
+    }
+
+    /// <inheritdoc/>
+    /// <exception cref="ArgumentException">A buffer is no device memory of the accelerator, or too short.</exception>
+    /// <exception cref="ObjectDisposedException">The engine was disposed.</exception>
+    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
+    {
+        ThrowUnlessBackwardSupported(problem);
+        lock (_lock)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            if (problem.Sequences == 0)
+            {
+                return;
+            }
+
+            BufferViews.RequireStates(problem, buffers, gradients);
+            long workspaceBytes = buffers.Workspace.Length * sizeof(float);
+            if (problem.Features is null)
+            {
+                throw new NotSupportedException($"A SoftmaxBackwardPass goes here, of the largest plan that fits {workspaceBytes} bytes.");
+            }
+            else
+            {
+                throw new NotSupportedException($"A LinearBackwardPass goes here, of the largest plan that fits {workspaceBytes} bytes.");
+            }
+        }
+    }
 
     /// <summary>Waits for the stream and frees the engine's device memory.</summary>
     public void Dispose()
@@ -222,8 +263,22 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         }
     }
 
+    private void ThrowUnlessBackwardSupported(AttentionProblem problem)
+    {
+        EngineSupport support = SupportsBackward(problem);
+        if (!support.IsSupported)
+        {
+            throw new NotSupportedException($"The device engine cannot differentiate this: {support.Reason}.");
+        }
+    }
+
     private WorkspacePlan PlanOf(AttentionProblem problem, int items) =>
         problem.Features is null ? new SoftmaxPlan(problem, _chunk, items) : new LinearPlan(problem, _chunk, items);
+
+    private static WorkspacePlan BackwardPlanOf(AttentionProblem problem, int items) =>
+        problem.Features is null
+            ? throw new NotSupportedException($"A SoftmaxBackwardPlan of {items} items goes here.")
+            : throw new NotSupportedException($"A LinearBackwardPlan of {items} items goes here.");
 
     /// <summary>The plan of the largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
     private TPlan Largest<TPlan>(Func<int, TPlan> planOf, long workspaceBytes)

@@ -191,6 +191,8 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
 
         public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException();
 
+        public long MinimumBackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException();
+
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) => throw new NotSupportedException();
 
         private static TensorBuffer Here(TensorBuffer tensor) => tensor with { Memory = Here(tensor.Memory) };
