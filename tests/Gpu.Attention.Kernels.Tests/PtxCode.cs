@@ -18,6 +18,7 @@ internal static class PtxCode
         from isPlanned in new[] { false, true }
         from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal, isPlanned)!.Methods)
             .Concat(SoftmaxEntryPoints.For(tiling, causal, isPlanned).Methods)
+            .Concat(SoftmaxBackwardEntryPoints.For(tiling, causal, isPlanned).Methods)
         select method).DistinctBy(NameOf).ToDictionary(NameOf);
 
     /// <summary>Compiles a kernel.</summary>

@@ -9,7 +9,7 @@ namespace Gpu.Attention.Kernels.Tests;
 public sealed partial class PtxTests
 {
     /// <summary>Kernels that multiply tiles.</summary>
-    private static readonly Type[] Tiled = [typeof(KeyKernel), typeof(QueryKernel), typeof(ReadKernel), typeof(SoftmaxKernel)];
+    private static readonly Type[] Tiled = [typeof(KeyKernel), typeof(QueryKernel), typeof(ReadKernel), typeof(SoftmaxKernel), typeof(SoftmaxRowKernel), typeof(SoftmaxKeyKernel)];
 
     public static TheoryData<string, int, int> Kernels()
     {
