@@ -227,11 +227,13 @@ internal static class SoftmaxKeyKernel
             int gathered = arguments.Items.Gathered(item, TTile.Edge);
             long target = arguments.Items.Row(arguments.Target, item, 0, TTile.Edge) + firstColumn;
             int width = (TPart.IsOfKeys ? sizes.Inputs : sizes.Values) - firstColumn;
-            for (int i = Group.IdxX; i < tokens * TTile.Edge; i += Group.DimX)
+
+            // Over the whole tile: of a loop that some threads do not enter at all, PoCL 3.1 gave them the first turn nevertheless.
+            for (int i = Group.IdxX; i < TTile.Edge * TTile.Edge; i += Group.DimX)
             {
                 int token = i / TTile.Edge;
                 int input = i - (token * TTile.Edge);
-                if (input < width)
+                if (token < tokens && input < width)
                 {
                     int at = gathered < 0 ? token : arguments.Items.Tables[gathered + token];
                     arguments.Target.Store(target + (at * arguments.Target.TokenStride) + input, TPart.IsOfKeys ? arguments.Scale * elements[i] : elements[i]);
