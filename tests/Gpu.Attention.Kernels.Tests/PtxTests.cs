@@ -41,7 +41,11 @@ public sealed partial class PtxTests
         Assert.DoesNotContain(".extern .func", ptx, StringComparison.Ordinal);
 
         // An address space that was not inferred: generic accesses keep the driver from moving loads over stores.
-        Assert.Contains("ld.global", ptx, StringComparison.Ordinal);
+        if (method.Name != nameof(PackKernels.Clear))
+        {
+            Assert.Contains("ld.global", ptx, StringComparison.Ordinal);
+        }
+
         Assert.Contains("st.global", ptx, StringComparison.Ordinal);
         Assert.DoesNotMatch(GenericAccess(), ptx);
 
@@ -56,6 +60,8 @@ public sealed partial class PtxTests
             Assert.Contains("st.shared.v4", ptx, StringComparison.Ordinal);
             Type[] arguments = method.GetGenericArguments();
             int products = method.DeclaringType == typeof(QueryKernel) ? 1
+                : method.DeclaringType == typeof(SoftmaxRowKernel) || arguments.Contains(typeof(KeyPart)) ? 3
+                : method.DeclaringType == typeof(SoftmaxKeyKernel) ? 2
                 : method.DeclaringType == typeof(KeyKernel) || method.DeclaringType == typeof(SoftmaxKernel) ? 2
                 : arguments.Contains(typeof(BothDirections)) ? 1 : 2;
             RequireTightProducts(ptx, arguments.Contains(typeof(Block8)) ? 8 : 4, products);
