@@ -60,7 +60,11 @@ internal struct ReluActivation : IActivation
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float Derivative(float x) => x > 0 ? 1 : 0;
+    public static float Derivative(float x)
+    {
+        // Of a conversion from int, "? 1 : 0", ILGPU's OpenCL code makes a reinterpretation.
+        return x > 0 ? 1f : 0f;
+    }
 }
 
 /// <summary><c>x</c>.</summary>
