@@ -191,7 +191,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     {
         EngineSupport forward = Supports(problem);
         return !forward.IsSupported ? forward
-            : problem.Features is null ? EngineSupport.No("exact attention has no backward pass on devices yet; the host engine has it")
+            : problem.Features is null ? SoftmaxBackwardPlan.WhyTooLarge(problem, _chunk) is { } reason ? EngineSupport.No(reason) : EngineSupport.Yes
             : problem.Convention != ReferenceConvention.None
                 ? EngineSupport.No($"the {problem.Convention} convention is there to compare outputs with, and has no backward pass")
             : EngineSupport.Yes;
@@ -229,7 +229,9 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
             long workspaceBytes = buffers.Workspace.Length * sizeof(float);
             if (problem.Features is null)
             {
-                throw new NotSupportedException($"A SoftmaxBackwardPass goes here, of the largest plan that fits {workspaceBytes} bytes.");
+                SoftmaxBackwardPlan plan = Largest(items => new SoftmaxBackwardPlan(problem, _chunk, items), workspaceBytes);
+                SoftmaxBackwardLaunchers launchers = _kernels.SoftmaxBackward(_tiling, problem.Causal, plan.Sequences is not null);
+                new SoftmaxBackwardPass(_accelerator, _stream, problem, plan, buffers, gradients, UploadOf(plan), launchers).Run();
             }
             else
             {
@@ -282,10 +284,8 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     private WorkspacePlan PlanOf(AttentionProblem problem, int items) =>
         problem.Features is null ? new SoftmaxPlan(problem, _chunk, items) : new LinearPlan(problem, _chunk, items);
 
-    private LinearBackwardPlan BackwardPlanOf(AttentionProblem problem, int items) =>
-        problem.Features is null
-            ? throw new NotSupportedException($"A SoftmaxBackwardPlan of {items} items goes here.")
-            : new LinearBackwardPlan(problem, _chunk, items);
+    private WorkspacePlan BackwardPlanOf(AttentionProblem problem, int items) =>
+        problem.Features is null ? new SoftmaxBackwardPlan(problem, _chunk, items) : new LinearBackwardPlan(problem, _chunk, items);
 
     /// <summary>The plan of the largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
     private TPlan Largest<TPlan>(Func<int, TPlan> planOf, long workspaceBytes)

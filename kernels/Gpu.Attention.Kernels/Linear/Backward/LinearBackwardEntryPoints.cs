@@ -38,7 +38,7 @@ internal sealed record LinearBackwardEntryPoints(
     Action<ReverseScanArguments> CollectNormalizers,
     Action<ReverseScanArguments> ExportReverse,
     Action<ArrayView<float>, long, long, long> Copy,
-    Action<KernelTensor, long, int, int, int> Clear)
+    Action<ClearArguments> Clear)
 {
     /// <summary>The kernels' methods.</summary>
     public IEnumerable<MethodInfo> Methods => new Delegate[]
@@ -112,7 +112,7 @@ internal sealed record LinearBackwardEntryPoints(
             ReverseScanKernels.CollectNormalizers,
             ReverseScanKernels.Export,
             ReverseScanKernels.Copy,
-            ReverseScanKernels.Clear);
+            PackKernels.Clear);
 }
 
 /// <summary>The launchers of <see cref="LinearBackwardEntryPoints"/> on one accelerator. Compiled once: keep it.</summary>
@@ -184,5 +184,5 @@ internal sealed class LinearBackwardLaunchers(Accelerator accelerator, LinearBac
 
     public Action<AcceleratorStream, KernelConfig, ArrayView<float>, long, long, long> Copy { get; } = accelerator.LoadKernel(code.Copy);
 
-    public Action<AcceleratorStream, KernelConfig, KernelTensor, long, int, int, int> Clear { get; } = accelerator.LoadKernel(code.Clear);
+    public Action<AcceleratorStream, KernelConfig, ClearArguments> Clear { get; } = accelerator.LoadKernel(code.Clear);
 }

@@ -467,11 +467,9 @@ internal sealed class LinearBackwardPass : BackwardPass
 
     private void Copy(long source, long target) => _keys.Copy(Stream, Strided(_plan.StateFloats / 4), Workspace, At(source), At(target), _plan.StateFloats);
 
-    private void Clear(KernelTensor tensor, int tokens, int heads, int width)
-    {
-        long rows = (long)Shape.Batch * tokens * heads;
-        _keys.Clear(Stream, Strided(rows * width), tensor, rows, tokens, heads, width);
-    }
+    private void Clear(KernelTensor tensor, int tokens, int heads, int width) => _keys.Clear(
+        Stream, Strided((long)Shape.Batch * tokens * heads * width),
+        new ClearArguments { Target = tensor, Batch = Shape.Batch, Tokens = tokens, Heads = heads, Width = width });
 
     private ScanArguments Scan(ItemMap items, int chains) => new()
     {

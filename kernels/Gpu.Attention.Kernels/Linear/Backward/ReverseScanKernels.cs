@@ -85,23 +85,6 @@ internal static class ReverseScanKernels
         }
     }
 
-    /// <summary>Writes zeros to the whole of a tensor.</summary>
-    /// <param name="tensor">The tensor.</param>
-    /// <param name="rows">Sequences times tokens times heads.</param>
-    /// <param name="tokens">Tokens.</param>
-    /// <param name="heads">Heads.</param>
-    /// <param name="width">Elements of a row.</param>
-    public static void Clear(KernelTensor tensor, long rows, int tokens, int heads, int width)
-    {
-        for (long i = FirstThread(); i < rows * width; i += Threads())
-        {
-            long row = i / width;
-            long token = row / heads;
-            int batch = (int)(token / tokens);
-            tensor.Store(tensor.Row(batch, (int)(token - ((long)batch * tokens)), (int)(row - (token * heads))) + (i - (row * width)), 0);
-        }
-    }
-
     /// <summary>R̂ behind the last key: the gradient of the final state, at the scale that the chains ended at, or nothing.</summary>
     /// <param name="arguments">The arguments.</param>
     public static void Import(ReverseScanArguments arguments)
