@@ -38,7 +38,7 @@ public class LinearPlanTests
             [
                 .. typeof(LinearBackwardPlan).GetProperties().Where(p => p.PropertyType == typeof(long) && p.Name != nameof(LinearBackwardPlan.Bytes)),
             ];
-            Assert.Equal(43, offsets.Length);
+            Assert.Equal(44, offsets.Length);
             Assert.All(offsets, offset => Assert.Equal(0, (long)offset.GetValue(plan)! * sizeof(float) % WorkspacePlan.Alignment));
             Assert.Equal(0, plan.InputStride % chunk);
         }

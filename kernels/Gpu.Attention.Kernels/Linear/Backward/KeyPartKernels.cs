@@ -64,6 +64,7 @@ internal static class KeyPartKernels
                 long member = ((long)reader * arguments.Items.HeadGroup) + head;
                 long logs = arguments.QueryFeatures + (member * sizes.PaddedFeatures * TTile.Edge);
                 long products = arguments.Products + (member * TTile.Edge * TTile.Edge);
+                long maxima = arguments.RowMaxima + (member * TTile.Edge);
                 long target = arguments.LogGradients + (member * TTile.Edge * sizes.PaddedFeatures);
                 for (int f = Group.IdxX; f < sizes.Features; f += Group.DimX)
                 {
@@ -71,17 +72,31 @@ internal static class KeyPartKernels
                     {
                         int seen = arguments.Items.Seen(reader, token, TTile.Edge);
                         float log = w[logs + ((long)f * TTile.Edge) + token];
-                        float maximum = w[arguments.RowMaxima + (member * TTile.Edge) + token];
+                        float maximum = w[maxima + token];
                         float sum = 0;
                         for (int key = 0; key < seen; key++)
                         {
-                            float part = w[products + ((long)key * TTile.Edge) + token]
-                                * XMath.Exp(log + w[keys + ((long)f * TTile.Edge) + key] - maximum);
-                            sum += part;
-                            w[parts + ((long)key * sizes.PaddedFeatures) + f] += part;
+                            sum += w[products + ((long)key * TTile.Edge) + token] * XMath.Exp(log + w[keys + ((long)f * TTile.Edge) + key] - maximum);
                         }
 
                         w[target + ((long)token * sizes.PaddedFeatures) + f] += sum;
+                    }
+
+                    int last = first < tokens ? arguments.Items.Seen(reader, tokens - 1, TTile.Edge) : 0;
+                    for (int key = 0; key < last; key++)
+                    {
+                        float log = w[keys + ((long)f * TTile.Edge) + key];
+                        float sum = 0;
+                        for (int token = first; token < tokens; token++)
+                        {
+                            if (key < arguments.Items.Seen(reader, token, TTile.Edge))
+                            {
+                                sum += w[products + ((long)key * TTile.Edge) + token]
+                                    * XMath.Exp(w[logs + ((long)f * TTile.Edge) + token] + log - w[maxima + token]);
+                            }
+                        }
+
+                        w[parts + ((long)key * sizes.PaddedFeatures) + f] += sum;
                     }
                 }
             }

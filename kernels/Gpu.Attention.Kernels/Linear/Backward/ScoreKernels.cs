@@ -20,6 +20,7 @@ internal static class ScoreKernels
         ArrayView<Float4> left = SharedMemory.Allocate<Float4>(TileProduct.Depth * TTile.Edge / 4);
         ArrayView<Float4> right = SharedMemory.Allocate<Float4>(TileProduct.Depth * TTile.Edge / 4);
         ArrayView<Float4> tile = SharedMemory.Allocate<Float4>(TTile.Edge * TTile.Edge / 4);
+        ArrayView<float> denominators = SharedMemory.Allocate<float>(TTile.Edge);
         ArrayView<float> w = arguments.Workspace;
         ArrayView<Float4> quads = w.Cast<Float4>();
         PaddedSizes sizes = arguments.Sizes;
@@ -32,30 +33,56 @@ internal static class ScoreKernels
         }
 
         int keyItem = arguments.Items.KeyItem(item);
-        long queries = arguments.Queries + ((long)member * sizes.PaddedFeatures * TTile.Edge);
+        long queries = (arguments.Queries + ((long)member * sizes.PaddedFeatures * TTile.Edge)) / 4;
+        long keys = (arguments.KeysRead + ((long)keyItem * sizes.PaddedFeatures * TTile.Edge)) / 4;
+        long normalizers = arguments.Normalizers + ((long)(arguments.HasKeys != 0 ? keyItem : arguments.Items.Chain(item)) * sizes.PaddedFeatures);
+        for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+        {
+            denominators[token] = 0;
+        }
+
+        int row = TileProduct.Row<TTile, TBlock>();
+        int column = TileProduct.Column<TTile, TBlock>();
+        ArrayView<float> staged = right.Cast<float>();
+        TBlock scores = default;
+        for (int start = 0; start < sizes.Features; start += TileProduct.Depth)
+        {
+            Group.Barrier();
+            TileProduct.Stage<TTile>(quads, queries + (start * TTile.Edge / 4), TTile.Edge / 4, right);
+            if (arguments.HasKeys != 0)
+            {
+                TileProduct.Stage<TTile>(quads, keys + (start * TTile.Edge / 4), TTile.Edge / 4, left);
+            }
+
+            Group.Barrier();
+            for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
+            {
+                float sum = denominators[token];
+                for (int k = 0; k < TileProduct.Depth; k++)
+                {
+                    sum += staged[(k * TTile.Edge) + token] * w[normalizers + start + k];
+                }
+
+                denominators[token] = sum;
+            }
+
+            if (arguments.HasKeys != 0)
+            {
+                scores = TileProduct.AddSlice<TTile, TBlock>(scores, left, row / 4, right, column / 4);
+            }
+        }
+
         if (arguments.HasKeys != 0)
         {
-            int row = TileProduct.Row<TTile, TBlock>();
-            int column = TileProduct.Column<TTile, TBlock>();
-            TBlock scores = TileProduct.Add<TTile, TBlock>(
-                default, quads, (arguments.KeysRead + ((long)keyItem * sizes.PaddedFeatures * TTile.Edge)) / 4, TTile.Edge / 4,
-                quads, queries / 4, TTile.Edge / 4, sizes.Features, left, right);
             int at = ((row * TTile.Edge) + column) / 4;
             TBlock.Store(scores, tile, at, TTile.Edge / 4);
             TBlock.Store(scores, quads, ((arguments.Scores + ((long)member * TTile.Edge * TTile.Edge)) / 4) + at, TTile.Edge / 4);
-            Group.Barrier();
         }
 
+        Group.Barrier();
         ArrayView<float> elements = tile.Cast<float>();
-        long state = (long)(arguments.HasKeys != 0 ? keyItem : arguments.Items.Chain(item)) * sizes.PaddedFeatures;
         for (int token = Group.IdxX; token < tokens; token += Group.DimX)
         {
-            float sum = 0;
-            for (int feature = 0; feature < sizes.Features; feature++)
-            {
-                sum += w[queries + ((long)feature * TTile.Edge) + token] * w[arguments.Normalizers + state + feature];
-            }
-
             float own = 0;
             int seen = arguments.HasKeys != 0 ? arguments.Items.Seen(item, token, TTile.Edge) : 0;
             for (int key = 0; key < seen; key++)
@@ -63,7 +90,7 @@ internal static class ScoreKernels
                 own += elements[(key * TTile.Edge) + token];
             }
 
-            w[arguments.Denominators + ((long)member * TTile.Edge) + token] = sum + own;
+            w[arguments.Denominators + ((long)member * TTile.Edge) + token] = denominators[token] + own;
         }
     }
 
