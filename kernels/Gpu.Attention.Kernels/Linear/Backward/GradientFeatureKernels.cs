@@ -5,14 +5,14 @@ using ILGPU.Algorithms;
 namespace Gpu.Attention;
 
 /// <summary>
-/// Features as the products of a backward pass take them, written down: at a row's maximum and the scale that its chunk is read at, or direct features with
-/// their derivatives. A group takes C features of a member, or of an item of keys.
+/// Features as the products of a backward pass take them, written down: at a row's maximum and the scale that its chunk is read at, or direct features
+/// with their derivatives. A group takes C features of a member, or of an item of keys.
 /// </summary>
 internal static class GradientFeatureKernels
 {
     /// <summary>
-    /// The largest exponent of a key: beyond the range of a chunk that is not steep. A steep token's key lies above it only where no plain product reads it, and
-    /// is to be a number that 0 can be multiplied by.
+    /// The largest exponent of a key: beyond the range of a chunk that is not steep. A steep token's key lies above it only where no plain product reads
+    /// it, and is to be a number that 0 can be multiplied by.
     /// </summary>
     private const float MaxExponent = 80;
 

@@ -2,8 +2,8 @@ namespace Gpu.Attention;
 
 /// <summary>What the backward pass of linear attention keeps in its workspace.</summary>
 /// <remarks>
-/// Causal, the states before all blocks of chunks wait there too. A block has at least √n of a sequence's n chunks, so that there are no more states before blocks than
-/// chunks in one.
+/// Causal, the states before all blocks of chunks wait there too. A block has at least √n of a sequence's n chunks, so that there are no more states
+/// before blocks than chunks in one.
 /// </remarks>
 internal sealed class LinearBackwardPlan : WorkspacePlan
 {
