@@ -74,6 +74,8 @@ public sealed partial class PtxTests
             Assert.Contains("st.shared.v4", ptx, StringComparison.Ordinal);
             Type[] arguments = method.GetGenericArguments();
             int products = method.DeclaringType == typeof(QueryKernel) ? 1
+                : method.DeclaringType == typeof(SoftmaxRowKernel) || arguments.Contains(typeof(KeyPart)) ? 3
+                : method.DeclaringType == typeof(SoftmaxKeyKernel) ? 2
                 : method.DeclaringType == typeof(KeyKernel) || method.DeclaringType == typeof(SoftmaxKernel) ? 2
                 : arguments.Contains(typeof(BothDirections)) ? 1 : 2;
             RequireTightProducts(ptx, arguments.Contains(typeof(Block8)) ? 8 : 4, products);

@@ -11,7 +11,7 @@ internal sealed record SoftmaxBackwardEntryPoints(
     Action<PackArguments> PackRows,
     Action<PackArguments> PackValues,
     Action<ClearArguments> Clear,
-    Action<SoftmaxRowArguments> Means,
+    Action<SoftmaxMeanArguments> Means,
     Action<SoftmaxRowArguments> Rows,
     Action<SoftmaxKeyArguments> Keys,
     Action<SoftmaxKeyArguments> Values)
@@ -46,7 +46,7 @@ internal sealed record SoftmaxBackwardEntryPoints(
             PackKernels.Rows<TTile>,
             PackKernels.Values<TTile>,
             PackKernels.Clear,
-            SoftmaxRowKernel.Means<TTile>,
+            SoftmaxMeanKernel.Run<TTile>,
             SoftmaxRowKernel.Run<TTile, TBlock, TDirection>,
             SoftmaxKeyKernel.Run<TTile, TBlock, TDirection, KeyPart>,
             SoftmaxKeyKernel.Run<TTile, TBlock, TDirection, ValuePart>);
@@ -67,7 +67,7 @@ internal sealed class SoftmaxBackwardLaunchers(Accelerator accelerator, SoftmaxB
 
     public Action<AcceleratorStream, KernelConfig, ClearArguments> Clear { get; } = accelerator.LoadKernel(code.Clear);
 
-    public Action<AcceleratorStream, KernelConfig, SoftmaxRowArguments> Means { get; } = accelerator.LoadKernel(code.Means);
+    public Action<AcceleratorStream, KernelConfig, SoftmaxMeanArguments> Means { get; } = accelerator.LoadKernel(code.Means);
 
     public Action<AcceleratorStream, KernelConfig, SoftmaxRowArguments> Rows { get; } = accelerator.LoadKernel(code.Rows);
 

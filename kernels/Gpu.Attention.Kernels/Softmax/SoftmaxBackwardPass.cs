@@ -59,8 +59,15 @@ internal sealed class SoftmaxBackwardPass : BackwardPass
         {
             ItemMap queries = QueryItems(firstChain, firstQuery, Math.Min(_plan.BlockChunks, queryChunks - firstQuery));
             PackQueries(queries, chains);
-            SoftmaxRowArguments means = Rows(queries, default, isLast: false) with { Tensor = Output };
-            _kernels.Means(Stream, Groups(chains * queries.Chunks, Shape.HeadGroup), means);
+            _kernels.Means(Stream, Groups(chains * queries.Chunks, Shape.HeadGroup), new SoftmaxMeanArguments
+            {
+                Workspace = Workspace,
+                Output = Output,
+                Gradient = OutputGradient,
+                Items = queries,
+                Rows = RowNumbers,
+                Values = Shape.ValueDimension,
+            });
 
             // Blocks of keys end where blocks of queries do: a causal query sees a key at least of each that it meets.
             int keyEnd = KeyEnd(chains, queries);
@@ -210,8 +217,7 @@ internal sealed class SoftmaxBackwardPass : BackwardPass
     private SoftmaxRowArguments Rows(ItemMap queries, ItemMap keys, bool isLast) => new()
     {
         Workspace = Workspace,
-        Tensor = QueryGradient,
-        OutputGradient = OutputGradient,
+        Target = QueryGradient,
         Items = queries,
         Sizes = _plan.GradientSizes,
         Rows = RowNumbers,

@@ -55,11 +55,8 @@ internal struct SoftmaxRowArguments
     /// <summary>The workspace.</summary>
     public ArrayView<float> Workspace;
 
-    /// <summary>The outputs; the gradients of queries.</summary>
-    public KernelTensor Tensor;
-
-    /// <summary>The gradients of outputs.</summary>
-    public KernelTensor OutputGradient;
+    /// <summary>Receives the gradients of queries.</summary>
+    public KernelTensor Target;
 
     /// <summary>Which queries an item is.</summary>
     public ItemMap Items;
@@ -124,40 +121,8 @@ internal struct SoftmaxRowArguments
 /// <remarks>Shared memory, C = 64: two slices of 4 KB, the tile of 16 KB, 2 or 4 KB of partial sums and 1.5 KB of rows.</remarks>
 internal static class SoftmaxRowKernel
 {
-    /// <summary>δ of every query of an item. A thread takes a row, a group <c>C</c> of a member: <c>items · members</c> groups.</summary>
-    /// <param name="arguments">The arguments; their tensor is the output.</param>
-    public static void Means<TTile>(SoftmaxRowArguments arguments)
-        where TTile : unmanaged, ITileSize
-    {
-        ItemMap items = arguments.Items;
-        int item = Grid.IdxX / items.HeadGroup;
-        int member = Grid.IdxX % items.HeadGroup;
-        int tokens = items.Tokens(item, TTile.Edge);
-        if (tokens <= 0)
-        {
-            return;
-        }
-
-        int chain = items.Chain(item);
-        long means = arguments.Rows.Means + arguments.Rows.At(items, chain, Grid.IdxX - (chain * items.Chunks * items.HeadGroup), TTile.Edge);
-        long output = items.Row(arguments.Tensor, item, member, TTile.Edge);
-        long gradient = items.Row(arguments.OutputGradient, item, member, TTile.Edge);
-        for (int token = Group.IdxX; token < TTile.Edge; token += Group.DimX)
-        {
-            int values = token < tokens ? arguments.Sizes.Values : 0;
-            float mean = 0;
-            for (int i = 0; i < values; i++)
-            {
-                mean += arguments.Tensor.Load(output + (token * arguments.Tensor.TokenStride) + i)
-                    * arguments.OutputGradient.Load(gradient + (token * arguments.OutputGradient.TokenStride) + i);
-            }
-
-            arguments.Workspace[means + token] = mean;
-        }
-    }
-
     /// <summary>Explicitly grouped: <c>items · members · d↑C/C</c> groups, or of one tile when query gradients are not wanted.</summary>
-    /// <param name="arguments">The arguments; their tensor is the query gradient.</param>
+    /// <param name="arguments">The arguments.</param>
     public static void Run<TTile, TBlock, TDirection>(SoftmaxRowArguments arguments)
         where TTile : unmanaged, ITileSize
         where TBlock : unmanaged, IBlock<TBlock>
@@ -360,7 +325,7 @@ internal static class SoftmaxRowKernel
             Group.Barrier();
             ArrayView<float> elements = tile.Cast<float>();
             int tokens = arguments.WantsQueries != 0 ? arguments.Items.Tokens(item, TTile.Edge) : 0;
-            long target = arguments.Items.Row(arguments.Tensor, item, lane % arguments.Items.HeadGroup, TTile.Edge) + firstColumn;
+            long target = arguments.Items.Row(arguments.Target, item, lane % arguments.Items.HeadGroup, TTile.Edge) + firstColumn;
             int width = sizes.Inputs - firstColumn;
             for (int i = Group.IdxX; i < tokens * TTile.Edge; i += Group.DimX)
             {
@@ -368,7 +333,7 @@ internal static class SoftmaxRowKernel
                 int input = i - (token * TTile.Edge);
                 if (input < width)
                 {
-                    arguments.Tensor.Store(target + (token * arguments.Tensor.TokenStride) + input, elements[i] * factor[token]);
+                    arguments.Target.Store(target + (token * arguments.Target.TokenStride) + input, elements[i] * factor[token]);
                 }
             }
         }
