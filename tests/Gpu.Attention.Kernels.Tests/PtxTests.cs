@@ -11,6 +11,20 @@ public sealed partial class PtxTests
     /// <summary>Kernels that multiply tiles.</summary>
     private static readonly Type[] Tiled = [typeof(KeyKernel), typeof(QueryKernel), typeof(ReadKernel), typeof(SoftmaxKernel), typeof(SoftmaxRowKernel), typeof(SoftmaxKeyKernel)];
 
+    /// <summary>Those of the linear backward pass, by how many products they are made of.</summary>
+    private static readonly Dictionary<(Type, string), int> TiledBackward = new()
+    {
+        [(typeof(ScoreKernels), nameof(ScoreKernels.Scores))] = 1,
+        [(typeof(ScoreKernels), nameof(ScoreKernels.Products))] = 1,
+        [(typeof(QueryGradientKernel), nameof(QueryGradientKernel.Run))] = 2,
+        [(typeof(AskedKernel), nameof(AskedKernel.Run))] = 1,
+        [(typeof(KeyPartKernels), nameof(KeyPartKernels.Keys))] = 1,
+        [(typeof(KeyPartKernels), nameof(KeyPartKernels.Values))] = 1,
+        [(typeof(KeyGradientKernels), nameof(KeyGradientKernels.Keys))] = 1,
+        [(typeof(KeyGradientKernels), nameof(KeyGradientKernels.Values))] = 1,
+        [(typeof(RowGradientKernels), nameof(RowGradientKernels.Project))] = 1,
+    };
+
     public static TheoryData<string, int, int> Kernels()
     {
         var data = new TheoryData<string, int, int>();
@@ -65,6 +79,12 @@ public sealed partial class PtxTests
                 : method.DeclaringType == typeof(KeyKernel) || method.DeclaringType == typeof(SoftmaxKernel) ? 2
                 : arguments.Contains(typeof(BothDirections)) ? 1 : 2;
             RequireTightProducts(ptx, arguments.Contains(typeof(Block8)) ? 8 : 4, products);
+        }
+
+        if (TiledBackward.TryGetValue((method.DeclaringType!, method.Name), out int backwardProducts))
+        {
+            Assert.Contains("ld.global.v4", ptx, StringComparison.Ordinal);
+            RequireTightProducts(ptx, method.GetGenericArguments().Contains(typeof(Block8)) ? 8 : 4, backwardProducts);
         }
     }
 

@@ -192,7 +192,9 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         EngineSupport forward = Supports(problem);
         return !forward.IsSupported ? forward
             : problem.Features is null ? SoftmaxBackwardPlan.WhyTooLarge(problem, _chunk) is { } reason ? EngineSupport.No(reason) : EngineSupport.Yes
-            : EngineSupport.No("linear attention has no backward pass on devices yet; the host engine has it");
+            : problem.Convention != ReferenceConvention.None
+                ? EngineSupport.No($"the {problem.Convention} convention is there to compare outputs with, and has no backward pass")
+            : EngineSupport.Yes;
     }
 
     /// <inheritdoc/>
@@ -233,7 +235,12 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
             }
             else
             {
-                throw new NotSupportedException($"A LinearBackwardPass goes here, of the largest plan that fits {workspaceBytes} bytes.");
+                FeaturePair features = problem.Features;
+                LinearBackwardPlan plan = Largest(items => new LinearBackwardPlan(problem, _chunk, items), workspaceBytes);
+                new LinearBackwardPass(
+                    _accelerator, _stream, problem, plan, buffers, gradients, UploadOf(plan),
+                    _kernels.LinearBackward(_tiling, features.Key.Activation, problem.Causal),
+                    _kernels.LinearBackward(_tiling, features.Query.Activation, problem.Causal), _forms.Of(features.Query), _forms.Of(features.Key)).Run();
             }
         }
     }
@@ -277,12 +284,8 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     private WorkspacePlan PlanOf(AttentionProblem problem, int items) =>
         problem.Features is null ? new SoftmaxPlan(problem, _chunk, items) : new LinearPlan(problem, _chunk, items);
 
-#pragma warning disable CA1859 // There will be two kinds of plans.
     private WorkspacePlan BackwardPlanOf(AttentionProblem problem, int items) =>
-        problem.Features is null
-            ? new SoftmaxBackwardPlan(problem, _chunk, items)
-            : throw new NotSupportedException($"A LinearBackwardPlan of {items} items goes here.");
-#pragma warning restore CA1859
+        problem.Features is null ? new SoftmaxBackwardPlan(problem, _chunk, items) : new LinearBackwardPlan(problem, _chunk, items);
 
     /// <summary>The plan of the largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
     private TPlan Largest<TPlan>(Func<int, TPlan> planOf, long workspaceBytes)

@@ -14,6 +14,7 @@ internal sealed class SharedKernels
 
     private readonly Accelerator _accelerator;
     private readonly Dictionary<(Tiling, FeatureActivation, bool, bool), LinearLaunchers> _linear = [];
+    private readonly Dictionary<(Tiling, FeatureActivation, bool), LinearBackwardLaunchers> _linearBackward = [];
     private readonly Dictionary<(Tiling, bool, bool), SoftmaxLaunchers> _softmax = [];
     private readonly Dictionary<(Tiling, bool, bool), SoftmaxBackwardLaunchers> _softmaxBackward = [];
 
@@ -37,6 +38,21 @@ internal sealed class SharedKernels
         {
             launchers = new LinearLaunchers(_accelerator, LinearEntryPoints.For(tiling, activation, causal, isPlanned)!);
             _linear.Add((tiling, activation, causal, isPlanned), launchers);
+        }
+
+        return launchers;
+    }
+
+    /// <summary>The kernels of linear attention's backward pass, compiled when they are first asked for.</summary>
+    /// <param name="tiling">The tiling.</param>
+    /// <param name="activation">An activation that there is device code for.</param>
+    /// <param name="causal">The direction.</param>
+    public LinearBackwardLaunchers LinearBackward(Tiling tiling, FeatureActivation activation, bool causal)
+    {
+        if (!_linearBackward.TryGetValue((tiling, activation, causal), out LinearBackwardLaunchers? launchers))
+        {
+            launchers = new LinearBackwardLaunchers(_accelerator, LinearBackwardEntryPoints.For(tiling, activation, causal));
+            _linearBackward.Add((tiling, activation, causal), launchers);
         }
 
         return launchers;
