@@ -9,50 +9,30 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
     public const int Heads = 8;
     public const int Dimension = 64;
     public const int NumFeatures = 256;
-    private const int Chunk = LinearLayout.Chunk;
     private const ulong Seed = 42;
 
     public AttentionShape Shape => new(batch: 1, Length, Heads, Dimension);
 
-    public double Flops
-    {
-        get
-        {
-            if (Features == "softmax")
-            {
-                double seen = Causal ? (Length + 1) / 2.0 : Length;
-                return (double)Heads * Length * seen * 2 * (Dimension + Dimension);
-            }
+    public double Flops => IsExact ? OperationCount.Softmax(Shape, Causal) : OperationCount.Linear(Shape, ProjectionRows, FeatureDimension, Causal);
 
-            double m = Features == "favor" ? NumFeatures : 0;
-            double r = Features == "favor" ? NumFeatures : Dimension;
-            double queriesOrKeys = (2 * Dimension * m) + (2 * r * Dimension);
-            double insideChunk = Causal ? (Chunk + 1) * (r + Dimension) : 0;
-            return (double)Heads * Length * ((2 * queriesOrKeys) + insideChunk);
-        }
-    }
-
-    /// <summary>The operations of a backward pass of linear attention, as the host engine's notes count them.</summary>
-    public double BackwardFlops
-    {
-        get
-        {
-            double m = Features == "favor" ? NumFeatures : 0;
-            double r = Features == "favor" ? NumFeatures : Dimension;
-            double insideChunk = Causal ? (Chunk + 1) * ((3 * r) + (2 * Dimension)) : 0;
-            double again = Causal ? 0 : 2 * Dimension * m;
-            return (double)Heads * Length * ((4 * 2 * Dimension * m) + again + (5 * 2 * r * Dimension) + insideChunk);
-        }
-    }
+    /// <summary>The operations of a backward pass.</summary>
+    public double BackwardFlops =>
+        IsExact ? OperationCount.SoftmaxBackward(Shape, Causal) : OperationCount.LinearBackward(Shape, ProjectionRows, FeatureDimension, Causal);
 
     internal FeatureMap Map =>
         Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
+
+    private bool IsExact => Features == "softmax";
+
+    private int ProjectionRows => Features == "favor" ? NumFeatures : 0;
+
+    private int FeatureDimension => Features == "favor" ? NumFeatures : Dimension;
 
     public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
 
     internal AttentionRun Open(ComputeDevice device)
     {
-        if (Features == "softmax")
+        if (IsExact)
         {
             var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = Causal });
             return new AttentionRun(softmax, (shape, q, k, v, o) => softmax.Forward(shape, q, k, v, o));
