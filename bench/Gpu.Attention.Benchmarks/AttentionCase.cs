@@ -1,7 +1,7 @@
 namespace Gpu.Attention.Benchmarks;
 
 /// <summary>One problem: B = 1, H = 8, d = dv = 64, float32; FAVOR+ with m = 256.</summary>
-/// <param name="Features"><c>favor</c>, <c>elu</c> or <c>softmax</c>.</param>
+/// <param name="Features"><c>favor</c>, <c>favor-hyperbolic</c> (128 rows and their negatives), <c>elu</c>, <c>relu</c> or <c>softmax</c>.</param>
 /// <param name="Causal">True when query i sees keys 0..i only.</param>
 /// <param name="Length">Tokens.</param>
 public sealed record AttentionCase(string Features, bool Causal, int Length) : IWork
@@ -10,9 +10,18 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
     public const int Dimension = 64;
     public const int NumFeatures = 256;
     private const int Chunk = LinearLayout.Chunk;
-    private const ulong Seed = 42;
+    internal const ulong Seed = 42;
 
     public AttentionShape Shape => new(batch: 1, Length, Heads, Dimension);
+
+    /// <summary>m as the projection is drawn: rows that an input row is multiplied with.</summary>
+    private double ProjectionRows => Features switch { "favor" => NumFeatures, "favor-hyperbolic" => NumFeatures / 2, _ => 0 };
+
+    /// <summary>r.</summary>
+    private double FeatureDimension => Features is "favor" or "favor-hyperbolic" ? NumFeatures : Dimension;
+
+    /// <summary>Keys that a query sees, on average.</summary>
+    private double Seen => Causal ? (Length + 1) / 2.0 : Length;
 
     public double Flops
     {
@@ -20,33 +29,42 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
         {
             if (Features == "softmax")
             {
-                double seen = Causal ? (Length + 1) / 2.0 : Length;
-                return (double)Heads * Length * seen * 2 * (Dimension + Dimension);
+                return (double)Heads * Length * Seen * 2 * (Dimension + Dimension);
             }
 
-            double m = Features == "favor" ? NumFeatures : 0;
-            double r = Features == "favor" ? NumFeatures : Dimension;
-            double queriesOrKeys = (2 * Dimension * m) + (2 * r * Dimension);
+            double r = FeatureDimension;
+            double queriesOrKeys = (2 * Dimension * ProjectionRows) + (2 * r * Dimension);
             double insideChunk = Causal ? (Chunk + 1) * (r + Dimension) : 0;
             return (double)Heads * Length * ((2 * queriesOrKeys) + insideChunk);
         }
     }
 
-    /// <summary>The operations of a backward pass of linear attention, as the host engine's notes count them.</summary>
+    /// <summary>The operations of a backward pass: of linear attention as the host engine's notes count them, of exact attention its five products.</summary>
     public double BackwardFlops
     {
         get
         {
-            double m = Features == "favor" ? NumFeatures : 0;
-            double r = Features == "favor" ? NumFeatures : Dimension;
+            if (Features == "softmax")
+            {
+                return (double)Heads * Length * Seen * 2 * ((3 * Dimension) + (2 * Dimension));
+            }
+
+            double m = ProjectionRows;
+            double r = FeatureDimension;
             double insideChunk = Causal ? (Chunk + 1) * ((3 * r) + (2 * Dimension)) : 0;
             double again = Causal ? 0 : 2 * Dimension * m;
             return (double)Heads * Length * ((4 * 2 * Dimension * m) + again + (5 * 2 * r * Dimension) + insideChunk);
         }
     }
 
-    internal FeatureMap Map =>
-        Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
+    internal FeatureMap Map => Features switch
+    {
+        "favor" => FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)),
+        "favor-hyperbolic" => FeatureMap.FavorPlusHyperbolic(RandomProjection.Orthogonal(NumFeatures / 2, Dimension, Seed)),
+        "elu" => FeatureMap.EluPlusOne,
+        "relu" => FeatureMap.Relu(),
+        _ => throw new InvalidOperationException($"{Features} has no feature map."),
+    };
 
     public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
 

@@ -20,6 +20,13 @@ internal sealed record ToolLine
     [JsonPropertyName("fastestMs")]
     public required double FastestMs { get; init; }
 
+    /// <summary>The median of the forward and the backward pass together; null where gradients were not timed.</summary>
+    [JsonPropertyName("bothMs")]
+    public double? BothMs { get; init; }
+
+    [JsonPropertyName("fastestBothMs")]
+    public double? FastestBothMs { get; init; }
+
     [JsonPropertyName("gflops")]
     public required double Gflops { get; init; }
 
