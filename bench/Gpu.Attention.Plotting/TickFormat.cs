@@ -8,8 +8,6 @@ public static class TickFormat
     private static readonly (double Factor, string Prefix)[] Small = [(1, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")];
     private static readonly (double Factor, string Suffix)[] Large = [(1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")];
 
-    private static readonly string[] Binary = ["B", "KiB", "MiB", "GiB", "TiB"];
-
     /// <summary>The bare number: <c>0.25</c>, <c>1200</c>.</summary>
     public static string Number(double value) => Digits(value);
 
@@ -18,13 +16,6 @@ public static class TickFormat
     {
         (double factor, string suffix) = Array.Find(Large, l => Math.Abs(value) >= l.Factor * 0.9999);
         return factor == 0 ? Digits(value) : Digits(value / factor) + suffix;
-    }
-
-    /// <summary>Bytes, each suffix 1024 times the one before: <c>512 B</c>, <c>4 MiB</c>.</summary>
-    public static string Bytes(double value)
-    {
-        int power = value < 1 ? 0 : Math.Min(Binary.Length - 1, (int)(Math.Log2(value * 1.0001) / 10));
-        return $"{(value / Math.Pow(1024, power)).ToString("0.##", CultureInfo.InvariantCulture)} {Binary[power]}";
     }
 
     /// <summary>A time: <c>20 µs</c>, <c>5 ms</c>, <c>100 s</c>.</summary>

@@ -10,10 +10,14 @@ internal static class Curves
     // The part of a curve that a slope is taken of, where the curve ends early: its last four lengths.
     private const int SlopeSpan = 8;
 
+    // Of calls shorter than this at the end of a curve too much is overhead.
+    private const int SlopeTo = 2_048;
+
     /// <summary>The exponents of the length, where a curve is long enough for one.</summary>
     public static IEnumerable<SlopeLine> Slopes(IEnumerable<TimeLine> times) =>
         from curve in Grouped(times)
         let points = curve.Curve.Points
+        where points[^1].Length >= SlopeTo
         let start = Math.Min(SlopeFrom, points[^1].Length / SlopeSpan)
         let slope = curve.Curve.Slope(start)
         where slope is not null

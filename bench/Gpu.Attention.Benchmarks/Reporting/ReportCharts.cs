@@ -14,6 +14,7 @@ internal static class ReportCharts
     public const string Decode = "decode.svg";
 
     private const string Causal = "causal";
+    private const double Mebibyte = 1 << 20;
     private const int Width = 880;
 
     private static readonly Axis Tokens = new("tokens", AxisScale.Logarithmic) { Format = TickFormat.Count };
@@ -126,11 +127,11 @@ internal static class ReportCharts
         var series = new List<Series>
         {
             new("inputs and outputs", [.. report.Memory.Where(m => m.Pass == Passes.Forward).GroupBy(m => m.Length).OrderBy(g => g.Key)
-                .Select(g => new PlotPoint(g.Key, g.First().TensorBytes))]) { IsReference = true },
+                .Select(g => new PlotPoint(g.Key, g.First().TensorBytes / Mebibyte))]) { IsReference = true },
         };
         series.AddRange(report.Memory.GroupBy(m => (m.Map, m.Pass)).Select(g =>
-            new Series($"{MapNames.Of(g.Key.Map)}, {g.Key.Pass}", [.. g.OrderBy(m => m.Length).Select(m => new PlotPoint(m.Length, Math.Max(1, m.WorkspaceBytes)))])));
-        return new LineChart("Memory beside inputs and outputs against length, causal", Tokens, new Axis("bytes of a call", AxisScale.Logarithmic) { Format = TickFormat.Bytes }, series)
+            new Series($"{MapNames.Of(g.Key.Map)}, {g.Key.Pass}", [.. g.OrderBy(m => m.Length).Select(m => new PlotPoint(m.Length, m.WorkspaceBytes / Mebibyte))])));
+        return new LineChart("Memory beside inputs and outputs against length, causal", Tokens, new Axis("MiB of a call", AxisScale.Logarithmic), series)
         {
             Width = Width, Caption = Caption(report, "As operators report them; measured peaks of the process stand in the report."),
         };

@@ -4,7 +4,7 @@ namespace Gpu.Attention.Benchmarks.Reporting;
 internal sealed record ReportOptions
 {
     public const string Usage =
-        "usage: report [--full | --quick] [--output DIR] [--base REVISION] [--device auto|cpu|opencl|cuda|simulator[:N]] [--peer \"PYTHON COMMAND\"]";
+        "usage: report [--full | --quick] [--output DIR] [--base REVISION] [--device cpu|cuda|opencl|pocl|simulator[:N]] [--peer \"PYTHON COMMAND\"]";
 
     public ReportScale Scale { get; init; } = ReportScale.Short;
 
@@ -14,7 +14,7 @@ internal sealed record ReportOptions
     /// <summary>An earlier git revision to compare with.</summary>
     public string? Base { get; init; }
 
-    /// <summary>What <see cref="ComputeDevice.Open(string, ComputeDeviceOptions?)"/> takes.</summary>
+    /// <summary>What <see cref="ReportDevice.Open"/> takes.</summary>
     public string Device { get; init; } = "cpu";
 
     /// <summary>A command that runs a script in a Python with torch.</summary>

@@ -33,7 +33,7 @@ internal sealed class ReportRun
 
         try
         {
-            using ComputeDevice device = ComputeDevice.Open(options.Device, new ComputeDeviceOptions { AllowFallback = false });
+            using ComputeDevice device = ReportDevice.Open(options.Device);
             return new ReportRun(options, device).Run();
         }
         catch (Exception e) when (e is ArgumentException or NotSupportedException or DeviceException or InvalidOperationException or InvalidDataException)
