@@ -8,6 +8,8 @@ switch (args)
 {
     case ["report", .. string[] rest]:
         return ReportRun.Run(rest);
+    case [MemoryProbe.Mode, .. string[] rest]:
+        return MemoryProbe.Run(rest);
     case ["peer-table", .. string[] rest]:
         return PeerTable.Run(rest);
     case ["linearity", .. string[] rest]:

@@ -8,9 +8,8 @@ internal static class MemorySeries
     /// <summary>What the operators say, at doubling lengths, and what the first call at chosen lengths takes.</summary>
     /// <param name="device">Where.</param>
     /// <param name="scale">Which lengths are measured.</param>
-    /// <param name="tensors">Tensors that have been in use, so that they are resident.</param>
     /// <param name="longest">The longest call of a map and pass that the setting has time for.</param>
-    public static IEnumerable<MemoryLine> Run(ComputeDevice device, ReportScale scale, ReportTensors tensors, Func<string, string, int> longest)
+    public static IEnumerable<MemoryLine> Run(ComputeDevice device, ReportScale scale, Func<string, string, int> longest)
     {
         foreach (string map in new[] { MapNames.Favor, MapNames.Elu, MapNames.Exact })
         {
@@ -31,19 +30,10 @@ internal static class MemorySeries
                     yield return new MemoryLine
                     {
                         Map = map, Pass = pass, Length = length, TensorBytes = ReportTensors.Bytes(length, isTraining ? 8 : 4), WorkspaceBytes = workspace,
-                        MeasuredBytes = isMeasured ? ResidentMemory.RiseDuring(() => Call(attention, shape, tensors, isTraining)) : null,
+                        MeasuredBytes = isMeasured ? MemoryProbe.InProcessOfItsOwn(map, pass, length) : null,
                     };
                 }
             }
-        }
-    }
-
-    private static void Call(ReportOperator attention, AttentionShape shape, ReportTensors tensors, bool isTraining)
-    {
-        attention.Forward(shape, tensors);
-        if (isTraining)
-        {
-            attention.Backward(shape, tensors);
         }
     }
 }

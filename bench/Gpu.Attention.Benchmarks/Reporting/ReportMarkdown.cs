@@ -191,7 +191,7 @@ internal static class ReportMarkdown
 
         return new Document("A million tokens in one call").Show(table).Say("""
             2²⁰ tokens, causal, forward, in one call, beside as many tokens in calls of 16,384. Workspace is what the call holds beside inputs and outputs; measured, by how
-            much the process's resident memory rose during the first call.
+            much a process's resident memory rose at its peak during the first call.
             """);
     }
 
@@ -219,8 +219,8 @@ internal static class ReportMarkdown
             .Show(new Picture("Memory beside inputs and outputs against length", ReportCharts.Memory))
             .Show(table)
             .Say("""
-                What a causal call holds beside inputs and outputs, as the operator says; in brackets, by how much the process's resident memory rose at its peak during a first call,
-                code and pages of threads included.
+                What a causal call holds beside inputs and outputs, as the operator says; in brackets, by how much a process's resident memory rose at its peak during the
+                first call, in a process of its own.
                 """);
     }
 

@@ -118,18 +118,16 @@ internal sealed class ReportRun
         string[] passes = hasBackward ? [Passes.Forward, Passes.Training] : [Passes.Forward];
         foreach (string pass in passes)
         {
-            foreach (ReportOperator attention in operators.Where(o => o.Causal && o.Map is MapNames.Favor or MapNames.Elu or MapNames.Exact or MapNames.Copy))
+            foreach (ReportOperator attention in operators.Where(o => o.Causal && HasCurve(o.Map, pass)))
             {
-                if (attention.Causal && (attention.Map != MapNames.Copy || (pass == Passes.Forward && IsHost)))
-                {
-                    longest[(attention.Map, pass)] = series.AddCurve(attention, pass);
-                }
+                longest[(attention.Map, pass)] = series.AddCurve(attention, pass);
             }
+        }
 
-            foreach (ReportOperator attention in operators.Where(o => o.Map != MapNames.Copy))
-            {
-                series.Add(attention, pass, Math.Min(Scale.MapLength, longest[(MapNames.Exact, pass)]));
-            }
+        int mapLength = Math.Min(Scale.MapLength, passes.Min(pass => longest[(MapNames.Exact, pass)]));
+        foreach (string pass in passes)
+        {
+            operators.Where(o => o.Map != MapNames.Copy).ToList().ForEach(attention => series.Add(attention, pass, mapLength));
         }
 
         Say("timing, all cases in turn");
@@ -139,8 +137,8 @@ internal sealed class ReportRun
         Say("the host's limits again");
         _limits.Measure();
         Say("memory");
-        List<MemoryLine> memory = [.. MemorySeries.Run(_device, Scale, tensors, (map, pass) => longest.GetValueOrDefault((map, pass)))];
-        IReadOnlyList<MillionLine> million = Million(series);
+        List<MemoryLine> memory = [.. MemorySeries.Run(_device, Scale, (map, pass) => longest.GetValueOrDefault((map, pass)))];
+        IReadOnlyList<MillionLine> million = Million();
         Say("the host's limits once more");
         _limits.Measure();
         IReadOnlyList<TimeLine> times = series.Lines(IsHost ? _limits.Best.PeakGflopsAllCores : null);
@@ -165,9 +163,12 @@ internal sealed class ReportRun
             Decode = decode,
             Million = million,
         };
+
+        bool HasCurve(string map, string pass) =>
+            map is MapNames.Favor or MapNames.Elu or MapNames.Exact || (map == MapNames.Copy && pass == Passes.Forward && IsHost);
     }
 
-    private IReadOnlyList<MillionLine> Million(TimeSeries series)
+    private IReadOnlyList<MillionLine> Million()
     {
         if (Scale.MillionRounds == 0)
         {
