@@ -7,6 +7,8 @@ internal static partial class ReportDevice
 {
     static partial void OpenPocl(ref ComputeDevice? device)
     {
+        // Drivers under names that ILGPU does not try are found by this.
+        ComputeDevice.Enumerate();
         ILGPU.Context context = Kernels.Tests.Pocl.Context.Value;
         foreach (CLDevice found in context.GetCLDevices())
         {
