@@ -9,53 +9,15 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
     public const int Heads = 8;
     public const int Dimension = 64;
     public const int NumFeatures = 256;
-    private const int Chunk = LinearLayout.Chunk;
     internal const ulong Seed = 42;
 
     public AttentionShape Shape => new(batch: 1, Length, Heads, Dimension);
 
-    /// <summary>m as the projection is drawn: rows that an input row is multiplied with.</summary>
-    private double ProjectionRows => Features switch { "favor" => NumFeatures, "favor-hyperbolic" => NumFeatures / 2, _ => 0 };
+    public double Flops => IsExact ? OperationCount.Softmax(Shape, Causal) : OperationCount.Linear(Shape, ProjectionRows, FeatureDimension, Causal);
 
-    /// <summary>r.</summary>
-    private double FeatureDimension => Features is "favor" or "favor-hyperbolic" ? NumFeatures : Dimension;
-
-    /// <summary>Keys that a query sees, on average.</summary>
-    private double Seen => Causal ? (Length + 1) / 2.0 : Length;
-
-    public double Flops
-    {
-        get
-        {
-            if (Features == "softmax")
-            {
-                return (double)Heads * Length * Seen * 2 * (Dimension + Dimension);
-            }
-
-            double r = FeatureDimension;
-            double queriesOrKeys = (2 * Dimension * ProjectionRows) + (2 * r * Dimension);
-            double insideChunk = Causal ? (Chunk + 1) * (r + Dimension) : 0;
-            return (double)Heads * Length * ((2 * queriesOrKeys) + insideChunk);
-        }
-    }
-
-    /// <summary>The operations of a backward pass: of linear attention as the host engine's notes count them, of exact attention its five products.</summary>
-    public double BackwardFlops
-    {
-        get
-        {
-            if (Features == "softmax")
-            {
-                return (double)Heads * Length * Seen * 2 * ((3 * Dimension) + (2 * Dimension));
-            }
-
-            double m = ProjectionRows;
-            double r = FeatureDimension;
-            double insideChunk = Causal ? (Chunk + 1) * ((3 * r) + (2 * Dimension)) : 0;
-            double again = Causal ? 0 : 2 * Dimension * m;
-            return (double)Heads * Length * ((4 * 2 * Dimension * m) + again + (5 * 2 * r * Dimension) + insideChunk);
-        }
-    }
+    /// <summary>The operations of a backward pass.</summary>
+    public double BackwardFlops =>
+        IsExact ? OperationCount.SoftmaxBackward(Shape, Causal) : OperationCount.LinearBackward(Shape, ProjectionRows, FeatureDimension, Causal);
 
     internal FeatureMap Map => Features switch
     {
@@ -66,11 +28,17 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
         _ => throw new InvalidOperationException($"{Features} has no feature map."),
     };
 
+    private bool IsExact => Features == "softmax";
+
+    private int ProjectionRows => Features switch { "favor" => NumFeatures, "favor-hyperbolic" => NumFeatures / 2, _ => 0 };
+
+    private int FeatureDimension => Features is "favor" or "favor-hyperbolic" ? NumFeatures : Dimension;
+
     public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
 
     internal AttentionRun Open(ComputeDevice device)
     {
-        if (Features == "softmax")
+        if (IsExact)
         {
             var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = Causal });
             return new AttentionRun(softmax, (shape, q, k, v, o) => softmax.Forward(shape, q, k, v, o));

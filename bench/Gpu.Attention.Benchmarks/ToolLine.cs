@@ -15,24 +15,39 @@ internal sealed record ToolLine
     public required int Length { get; init; }
 
     [JsonPropertyName("ms")]
-    public required double Ms { get; init; }
+    public required double ForwardMs { get; init; }
 
     [JsonPropertyName("fastestMs")]
-    public required double FastestMs { get; init; }
+    public required double FastestForwardMs { get; init; }
 
-    /// <summary>The median of the forward and the backward pass together; null where gradients were not timed.</summary>
+    [JsonPropertyName("gflops")]
+    public required double ForwardGflops { get; init; }
+
+    [JsonPropertyName("peakShare")]
+    public required double ForwardPeakShare { get; init; }
+
+    /// <summary>Forward and backward pass together, as the next three; null when there was no backward pass.</summary>
     [JsonPropertyName("bothMs")]
     public double? BothMs { get; init; }
 
     [JsonPropertyName("fastestBothMs")]
     public double? FastestBothMs { get; init; }
 
-    [JsonPropertyName("gflops")]
-    public required double Gflops { get; init; }
+    [JsonPropertyName("bothGflops")]
+    public double? BothGflops { get; init; }
 
-    [JsonPropertyName("peakShare")]
-    public required double PeakShare { get; init; }
+    [JsonPropertyName("bothPeakShare")]
+    public double? BothPeakShare { get; init; }
+
+    /// <summary>Of the case: of both passes where both were timed.</summary>
+    public double Ms => BothMs ?? ForwardMs;
+
+    public double FastestMs => FastestBothMs ?? FastestForwardMs;
+
+    public double Gflops => BothGflops ?? ForwardGflops;
+
+    public double PeakShare => BothPeakShare ?? ForwardPeakShare;
 
     /// <summary>The peer's name of the case.</summary>
-    public string Case => $"{(Features == "favor+" ? "favor" : Features)}-{Direction}";
+    public string Case => $"{(Features == "favor+" ? "favor" : Features)}-{Direction}{(BothMs is null ? "" : "-training")}";
 }

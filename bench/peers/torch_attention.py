@@ -1,10 +1,12 @@
 """Attention in PyTorch, as its users write it: the peer of record on the host. bench/peers/compare runs it.
 
-Layout [B, H, L, D], float32, B = 1, H = 8, d = dv = 64, FAVOR+ with m = 256.
+Layout [B, H, L, D], float32, B = 1, H = 8, d = dv = 64, FAVOR+ with m = 256. A case of training is the forward pass and autograd's backward pass together, with
+gradients of queries, keys and values.
 usage: torch_attention.py [--lengths 1024,4096,16384] [--cases favor-causal,...]
 Prints one line of JSON a case: the median and the fastest of the timed calls in milliseconds.
 """
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -16,7 +18,8 @@ import torch.nn.functional as F
 HEADS, DIM, NUM_FEATURES, CHUNK = 8, 64, 256, 64
 REPEATS, WARM_UP_SECONDS = 5, 0.3
 # A call that takes so long is not repeated.
-LONG_SECONDS = 5
+LONG_SECONDS = 10
+TRAINING = '-training'
 
 
 def times_ms(run):
@@ -56,16 +59,26 @@ def bidirectional(q, k, v):
 
 
 def favor(x, w, is_query):
-    """FAVOR+ features with the published stabiliser and epsilon."""
+    """FAVOR+ features with the published stabiliser, which has no gradient, and epsilon."""
     c = x.shape[-1] ** -0.25
     a = (x * c) @ w.T
     diagonal = (x * x).sum(-1, keepdim=True) * 0.5 * c * c
     maximum = a.amax(-1, keepdim=True) if is_query else a.amax((-1, -2), keepdim=True)
-    return (torch.exp(a - diagonal - maximum) + 1e-6) * w.shape[0] ** -0.5
+    return (torch.exp(a - diagonal - maximum.detach()) + 1e-6) * w.shape[0] ** -0.5
 
 
 def elu(x):
     return F.elu(x) + 1
+
+
+def training(forward, inputs, gradient):
+    """The forward pass and its backward pass; gradients are made anew, not added to those of the last call."""
+    def run():
+        for x in inputs:
+            x.grad = None
+        forward().backward(gradient)
+
+    return run
 
 
 def main():
@@ -79,6 +92,7 @@ def main():
     for length in map(int, options.lengths.split(',')):
         shape = (1, HEADS, length, DIM)
         q, k, v = torch.randn(shape) * .3, torch.randn(shape) * .3, torch.randn(shape)
+        g = torch.randn(shape)
         cases = {
             'favor-causal': lambda: causal(favor(q, w, True), favor(k, w, False), v),
             'favor-bidirectional': lambda: bidirectional(favor(q, w, True), favor(k, w, False), v),
@@ -88,8 +102,14 @@ def main():
             'softmax-bidirectional': lambda: F.scaled_dot_product_attention(q, k, v),
         }
         for name in options.cases.split(','):
-            with torch.inference_mode():
-                times = times_ms(cases[name])
+            forward = cases[name.removesuffix(TRAINING)]
+            is_training = name.endswith(TRAINING)
+            for x in (q, k, v):
+                x.requires_grad_(is_training)
+            with contextlib.nullcontext() if is_training else torch.inference_mode():
+                times = times_ms(training(forward, (q, k, v), g) if is_training else forward)
+            for x in (q, k, v):
+                x.grad = None
             line = {'peer': 'torch ' + torch.__version__, 'threads': setting, 'case': name, 'L': length,
                     'ms': round(statistics.median(times), 3), 'fastestMs': round(min(times), 3)}
             print(json.dumps(line), flush=True)

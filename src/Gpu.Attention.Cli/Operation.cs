@@ -5,28 +5,43 @@ internal sealed class Operation : IDisposable
 {
     private readonly IDisposable _attention;
     private readonly Func<long> _workspaceBytes;
+    private readonly Func<long> _backwardWorkspaceBytes;
     private readonly Func<DeviceInfo> _lastDevice;
     private readonly Func<IReadOnlyList<FallbackStep>> _fallbacks;
 
-    public Operation(LinearAttention attention, AttentionShape shape, Action forward, SequenceLayout? layout = null)
-        : this(attention, forward, () => attention.WorkspaceBytes(shape, layout), () => attention.LastDevice, () => attention.Fallbacks)
+    public Operation(LinearAttention attention, AttentionShape shape, Action forward, Action? backward = null, SequenceLayout? layout = null)
+        : this(
+            attention, forward, backward, () => attention.WorkspaceBytes(shape, layout), () => attention.BackwardWorkspaceBytes(shape, layout),
+            () => attention.LastDevice, () => attention.Fallbacks)
     {
     }
 
-    public Operation(SoftmaxAttention attention, AttentionShape shape, Action forward, SequenceLayout? layout = null)
-        : this(attention, forward, () => attention.WorkspaceBytes(shape, layout), () => attention.LastDevice, () => attention.Fallbacks)
+    public Operation(SoftmaxAttention attention, AttentionShape shape, Action forward, Action? backward = null, SequenceLayout? layout = null)
+        : this(
+            attention, forward, backward, () => attention.WorkspaceBytes(shape, layout), () => attention.BackwardWorkspaceBytes(shape, layout),
+            () => attention.LastDevice, () => attention.Fallbacks)
     {
     }
 
     private Operation(
-        IDisposable attention, Action forward, Func<long> workspaceBytes, Func<DeviceInfo> lastDevice, Func<IReadOnlyList<FallbackStep>> fallbacks) =>
-        (_attention, Forward, _workspaceBytes, _lastDevice, _fallbacks) = (attention, forward, workspaceBytes, lastDevice, fallbacks);
+        IDisposable attention, Action forward, Action? backward, Func<long> workspaceBytes, Func<long> backwardWorkspaceBytes, Func<DeviceInfo> lastDevice,
+        Func<IReadOnlyList<FallbackStep>> fallbacks)
+    {
+        (_attention, Forward, Backward) = (attention, forward, backward);
+        (_workspaceBytes, _backwardWorkspaceBytes, _lastDevice, _fallbacks) = (workspaceBytes, backwardWorkspaceBytes, lastDevice, fallbacks);
+    }
 
     /// <summary>Computes the output.</summary>
     public Action Forward { get; }
 
+    /// <summary>Computes the gradients, after <see cref="Forward"/>; null when none are wanted.</summary>
+    public Action? Backward { get; }
+
     /// <summary>Scratch memory of a call.</summary>
     public long WorkspaceBytes => _workspaceBytes();
+
+    /// <summary>Scratch memory of a backward pass.</summary>
+    public long BackwardWorkspaceBytes => _backwardWorkspaceBytes();
 
     /// <summary>The device that ran the last call.</summary>
     public DeviceInfo LastDevice => _lastDevice();

@@ -8,9 +8,19 @@ internal sealed class AttendProblem : IDisposable
     private readonly TemporaryFolder _folder = new();
 
     public AttendProblem(AttentionShape shape, ulong seed = 3)
+        : this(shape, TestData.Inputs(shape, seed, std: 0.7))
+    {
+    }
+
+    public AttendProblem(AttentionShape shape, float[] query, float[] key, float[] value)
+        : this(shape, (query, key, value))
+    {
+    }
+
+    private AttendProblem(AttentionShape shape, (float[] Query, float[] Key, float[] Value) inputs)
     {
         Shape = shape;
-        (Query, Key, Value) = TestData.Inputs(shape, seed, std: 0.7);
+        (Query, Key, Value) = inputs;
         _folder.WriteArray("q.npy", [shape.Batch, shape.QueryLength, shape.Heads, shape.KeyDimension], Query);
         _folder.WriteArray("k.npy", [shape.Batch, shape.KeyLength, shape.KeyHeads, shape.KeyDimension], Key);
         _folder.WriteArray("v.npy", [shape.Batch, shape.KeyLength, shape.KeyHeads, shape.ValueDimension], Value);

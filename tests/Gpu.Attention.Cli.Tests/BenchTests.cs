@@ -37,6 +37,72 @@ public class BenchTests
         }
     }
 
+    [Theory]
+    [MemberData(nameof(MapsAndDirections))]
+    public void GradientOracle_EveryRow_IsTheReferencesRow(string features, bool causal)
+    {
+        var problem = new BenchCase(features, Grouped, numFeatures: 24, causal);
+        float[] output = Array.ConvertAll(Reference(problem), x => (float)x);
+        ReferenceGradient reference = Gradients(problem);
+        int[] rows = [.. Enumerable.Range(0, Grouped.KeyLength)];
+        for (int batch = 0; batch < Grouped.Batch; batch++)
+        {
+            for (int keyHead = 0; keyHead < Grouped.KeyHeads; keyHead++)
+            {
+                double[][] normalizers = [GradientOracle.Normalizers(problem, batch, 2 * keyHead), GradientOracle.Normalizers(problem, batch, (2 * keyHead) + 1)];
+                (GradientRows<double> right, GradientRows<double> rounding) =
+                    GradientOracle.Compute<double>(problem, output, normalizers, batch, keyHead, rows);
+                GradientRows<float> plain = GradientOracle.Compute<float>(problem, output, normalizers, batch, keyHead, rows).Rows;
+                foreach (int row in rows)
+                {
+                    int at = (((batch * 21) + row) * 2) + keyHead;
+                    AssertRow(reference.Key, at, right.Key[row], plain.Key[row], rounding.Key[row]);
+                    AssertRow(reference.Value, at, right.Value[row], plain.Value[row], rounding.Value[row]);
+                    for (int h = 0; h < 2; h++)
+                    {
+                        int n = (h * rows.Length) + row;
+                        AssertRow(reference.Query, (2 * at) + h, right.Query[n], plain.Query[n], rounding.Query[n]);
+                    }
+                }
+            }
+        }
+
+        // The reference is of the lowered maps, whose projections are rounded to float32 once more.
+        static void AssertRow(double[] reference, int row, double[] right, float[] plain, double[] rounding)
+        {
+            for (int c = 0; c < right.Length; c++)
+            {
+                double expected = reference[(row * right.Length) + c];
+                Assert.Equal(expected, right[c], 2e-6 * (1 + Math.Abs(expected)));
+                Assert.Equal(expected, plain[c], 2e-5 * (1 + Math.Abs(expected)));
+                Assert.InRange(rounding[c], 0, 2e-5);
+            }
+        }
+    }
+
+    [Fact]
+    public void Gate_RightAndWrongGradients_AreToldApart()
+    {
+        var problem = new BenchCase(FeatureKind.FavorPlus, Grouped, numFeatures: 24, causal: true);
+        float[] output = Array.ConvertAll(Reference(problem), x => (float)x);
+        ReferenceGradient right = Gradients(problem);
+        var gradients = new BenchGradients(
+            Array.ConvertAll(right.Query, x => (float)x), Array.ConvertAll(right.Key, x => (float)x), Array.ConvertAll(right.Value, x => (float)x));
+        Assert.True(Gate.Check(problem, output, gradients).Result.Passed);
+        foreach ((string name, float[] gradient) in new[] { ("query", gradients.Query), ("key", gradients.Key), ("value", gradients.Value) })
+        {
+            float last = gradient[^1];
+            foreach (float wrong in new[] { last + 1e-4f, float.NaN })
+            {
+                gradient[^1] = wrong;
+                (string failed, GateResult result) = Gate.Check(problem, output, gradients);
+                Assert.Equal((name, false), (failed, result.Passed));
+            }
+
+            gradient[^1] = last;
+        }
+    }
+
     [Fact]
     public void Gate_RightAndWrongOutputs_AreToldApart()
     {
@@ -58,7 +124,7 @@ public class BenchTests
     {
         var problem = new BenchCase(FeatureKind.Elu, Grouped, numFeatures: 24, causal: false);
         int calls = 0;
-        BenchResult result = Measurement.Run(problem, () => calls++, new float[Grouped.OutputElements], repeats: 3, CancellationToken.None);
+        BenchResult result = Measurement.Run(problem, () => calls++, new float[Grouped.OutputElements], repeats: 3, null, CancellationToken.None);
         Assert.Equal(1, calls);
         Assert.False(result.Passed);
         Assert.Contains("RMS ratio 1", result.Refusal);
@@ -67,11 +133,28 @@ public class BenchTests
     }
 
     [Fact]
+    public void Measurement_OfWrongGradients_RefusesToTime()
+    {
+        var problem = new BenchCase(FeatureKind.Elu, Grouped, numFeatures: 24, causal: false);
+        float[] output = Array.ConvertAll(Reference(problem), x => (float)x);
+        var gradients = new BenchGradients(Grouped);
+        Array.ConvertAll(Gradients(problem).Value, x => (float)x).CopyTo(gradients.Value, 0);
+        Array.ConvertAll(Gradients(problem).Query, x => (float)x).CopyTo(gradients.Query, 0);
+        BenchResult result = Measurement.Run(problem, () => { }, output, repeats: 3, (() => { }, gradients), CancellationToken.None);
+        Assert.False(result.Passed);
+        Assert.Contains("the key gradient is wrong", result.Refusal);
+        Assert.InRange(result.RmsRatio!.Value, 0, 1e-6);
+        Assert.Equal(1, result.GradientRmsRatio!.Value, 1e-12);
+        Assert.Null(result.Ms);
+        Assert.Null(result.BothMs);
+    }
+
+    [Fact]
     public void Measurement_OfWhatIsRight_TakesTheMedianOfTheRepeats()
     {
         var problem = new BenchCase(FeatureKind.Elu, Grouped, numFeatures: 24, causal: false);
         float[] output = Array.ConvertAll(Reference(problem), x => (float)x);
-        BenchResult result = Measurement.Run(problem, () => Thread.Sleep(20), output, repeats: 4, CancellationToken.None);
+        BenchResult result = Measurement.Run(problem, () => Thread.Sleep(20), output, repeats: 4, null, CancellationToken.None);
         Assert.Equal((true, 4), (result.Passed, result.Repeats));
         Assert.InRange(result.Ms!.Value, 19, 500);
         Assert.Equal(problem.Flops() / result.Ms.Value / 1e6, result.Gflops!.Value, 1e-9);
@@ -88,6 +171,53 @@ public class BenchTests
     {
         var problem = new BenchCase(features, Grouped, numFeatures: 24, causal);
         Assert.Equal((2 * 21 * 4 * perQuery) + (2 * 21 * 2 * perKey), problem.Flops(), 1e-6);
+    }
+
+    [Theory]
+    [InlineData("favor+", false, (4.0 * 8 * 24) + (4 * 24 * 5), (6.0 * 8 * 24) + (6 * 24 * 5))]
+    [InlineData("favor+", true, (4.0 * 8 * 24) + (4 * 24 * 5) + (65 * ((3 * 24) + (2 * 5))), (4.0 * 8 * 24) + (6 * 24 * 5))]
+    [InlineData("elu", true, (4.0 * 8 * 5) + (65 * ((3 * 8) + (2 * 5))), 6.0 * 8 * 5)]
+    [InlineData("softmax", false, ((8.0 * 8) + (6 * 5)) * 21, 0)]
+    [InlineData("softmax", true, ((8.0 * 8) + (6 * 5)) * 11, 0)]
+    public void BackwardFlops_AreThoseOfTheFormulas(string features, bool causal, double perQuery, double perKey)
+    {
+        var problem = new BenchCase(features, Grouped, numFeatures: 24, causal);
+        Assert.Equal((2 * 21 * 4 * perQuery) + (2 * 21 * 2 * perKey), problem.BackwardFlops(), 1e-6);
+    }
+
+    [Theory]
+    [InlineData("")]
+    [InlineData("--causal")]
+    public void Bench_WithTheBackwardPass_ChecksAndTimesBoth(string direction)
+    {
+        CommandRun run = CommandRun.OfLine(
+            $"bench --backward --features favor+,favor+hyperbolic,elu,relu,identity --lengths 5,70 --heads 2 --dim 8 --num-features 16 {direction} " +
+            "--compare softmax --repeats 2 --device cpu --json");
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        JsonElement[] lines = run.Json();
+        Assert.Equal(12, lines.Length);
+        Assert.All(lines, line =>
+        {
+            Assert.True(line.GetProperty("passed").GetBoolean());
+            Assert.Equal(line.GetProperty("deviceId").GetString(), line.GetProperty("backwardDeviceId").GetString());
+            double both = line.GetProperty("bothMs").GetDouble();
+            Assert.InRange(line.GetProperty("backwardMs").GetDouble(), double.Epsilon, both);
+            Assert.InRange(line.GetProperty("fastestBothMs").GetDouble(), double.Epsilon, both);
+            Assert.Equal(both / line.GetProperty("ms").GetDouble(), line.GetProperty("timesForward").GetDouble(), 1e-9);
+            Assert.True(line.GetProperty("bothGflops").GetDouble() > 0);
+            Assert.True(line.GetProperty("bothPeakShare").GetDouble() > 0);
+            Assert.True(line.GetProperty("backwardWorkspaceBytes").GetInt64() > 0);
+            Assert.InRange(line.GetProperty("gradientMaxAbsError").GetDouble(), 0, 1e-4);
+            Assert.InRange(line.GetProperty("gradientRmsRatio").GetDouble(), 0, 1e-5);
+        });
+    }
+
+    [Fact]
+    public void Bench_WithTheBackwardPass_HasItsColumns()
+    {
+        CommandRun run = CommandRun.OfLine("bench --backward --features elu --lengths 33 --heads 1 --dim 8 --repeats 1 --device cpu");
+        Assert.Equal((0, ""), (run.ExitCode, run.Error));
+        Assert.Contains("ms forward  ms backward  both / forward  GFLOPS", run.Output);
     }
 
     [Fact]
@@ -114,6 +244,7 @@ public class BenchTests
             Assert.True(line.GetProperty("workspaceBytes").GetInt64() >= 0);
             Assert.InRange(line.GetProperty("maxAbsError").GetDouble(), 0, 1e-5);
             Assert.InRange(line.GetProperty("rmsRatio").GetDouble(), 0, 1e-5);
+            Assert.Equal(JsonValueKind.Null, line.GetProperty("backwardMs").ValueKind);
         });
     }
 
@@ -132,6 +263,19 @@ public class BenchTests
 
     [Fact]
     public void HostPeak_OfOneThread_IsPlausible() => Assert.InRange(HostPeak.MeasureGflops(1), 0.1, 10_000);
+
+    private static ReferenceGradient Gradients(BenchCase problem)
+    {
+        var options = new ReferenceOptions { Causal = problem.Causal };
+        float scale = 1 / MathF.Sqrt(Grouped.KeyDimension);
+        if (problem.Features == FeatureKind.Softmax)
+        {
+            return ReferenceGradients.Softmax(Grouped, scale, problem.Query, problem.Key, problem.Value, problem.OutputGradient, options);
+        }
+
+        FeaturePair features = FeatureKind.Create(problem.Features, problem.Projection).Lower(Grouped.KeyDimension, scale);
+        return ReferenceGradients.Linear(Grouped, features, problem.Query, problem.Key, problem.Value, problem.OutputGradient, options);
+    }
 
     private static double[] Reference(BenchCase problem)
     {

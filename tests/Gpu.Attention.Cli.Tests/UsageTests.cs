@@ -78,18 +78,6 @@ public class UsageTests
     }
 
     [Theory]
-    [InlineData("--output-gradient do.npy")]
-    [InlineData("--query-gradient dq.npy")]
-    [InlineData("--key-gradient dk.npy")]
-    [InlineData("--value-gradient dv.npy")]
-    public void Attend_WhatIsNotSupportedYet_ExitsWith1AndNamesIt(string option)
-    {
-        CommandRun run = CommandRun.OfLine(Attend + option);
-        Assert.Equal(1, run.ExitCode);
-        Assert.Contains(option.Split(' ')[0] + " is not supported yet", run.Error);
-    }
-
-    [Theory]
     [InlineData("--help", "devices")]
     [InlineData("attend --help", "--ortho-scaling")]
     [InlineData("bench --help", "--compare")]

@@ -145,10 +145,12 @@ public sealed class ReportTests
     [Fact]
     public void CommandLine_IsReadAndSaidAgain()
     {
-        ReportOptions options = ReportOptions.Parse(["--full", "--base", "v0", "--device", "pocl", "--peer", "/some/where/python -u", "--output", "here"])!;
+        ReportOptions options = ReportOptions.Parse(["--full", "--base", "v0", "--peer", "/some/where/python -u", "--output", "here"])!;
 
-        Assert.Equal((ReportScale.Full, "v0", "pocl", "/some/where/python -u", "here"), (options.Scale, options.Base, options.Device, options.Peer, options.Output));
-        Assert.EndsWith("-- report --full --device pocl --base v0 --peer python3", options.Command(), StringComparison.Ordinal);
+        Assert.Equal((ReportScale.Full, "v0", "cpu", "/some/where/python -u", "here"), (options.Scale, options.Base, options.Device, options.Peer, options.Output));
+        Assert.EndsWith("-- report --full --base v0 --peer python3", options.Command(), StringComparison.Ordinal);
+        Assert.EndsWith("-- report --quick --device pocl", ReportOptions.Parse(["--device", "pocl", "--quick"])!.Command(), StringComparison.Ordinal);
+        Assert.Null(ReportOptions.Parse(["--device", "pocl", "--base", "v0"]));
         Assert.Null(ReportOptions.Parse(["--base"]));
         Assert.Null(ReportOptions.Parse(["--fast"]));
     }
@@ -168,7 +170,7 @@ public sealed class ReportTests
 
     private static ToolLine Tool(string features, double ms, double fastest) => new()
     {
-        Features = features, Direction = Causal, Length = 1_024, Ms = ms, FastestMs = fastest, Gflops = 1, PeakShare = 0.1,
+        Features = features, Direction = Causal, Length = 1_024, ForwardMs = ms, FastestForwardMs = fastest, ForwardGflops = 1, ForwardPeakShare = 0.1,
     };
 
     private static ReportFile Report()

@@ -11,6 +11,9 @@ public sealed partial class ReadmeTests
     public void The_example_of_sequences_runs_as_printed() => Assert.Contains("state [2, 4, 128, 32]", Run(ReadmeSequences.Run), StringComparison.Ordinal);
 
     [Fact]
+    public void The_example_of_gradients_runs_as_printed() => Assert.Contains("bytes of scratch memory", Run(ReadmeGradients.Run), StringComparison.Ordinal);
+
+    [Fact]
     public void The_example_of_device_tensors_runs_as_printed() => Assert.Contains("bytes at most", Run(ReadmeDeviceTensors.Run), StringComparison.Ordinal);
 
     private static string Run(Action example)

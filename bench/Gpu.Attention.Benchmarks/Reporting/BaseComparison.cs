@@ -13,11 +13,10 @@ internal static class BaseComparison
 
     /// <summary>Runs both.</summary>
     /// <param name="revision">What git is to check out.</param>
-    /// <param name="device">The tool's <c>--device</c>.</param>
     /// <param name="scale">Lengths and rounds.</param>
     /// <param name="say">Receives what is being done.</param>
     /// <exception cref="InvalidOperationException">There is no such revision, or it does not build.</exception>
-    public static BaseLine Run(string revision, string device, ReportScale scale, Action<string> say)
+    public static BaseLine Run(string revision, ReportScale scale, Action<string> say)
     {
         string commit = Command.Require("git", ["rev-parse", "--short", "--verify", revision + "^{commit}"], Tree.Root);
         string folder = Path.Combine(Path.GetTempPath(), $"gpu-attention-{commit}-{Environment.ProcessId}");
@@ -27,7 +26,7 @@ internal static class BaseComparison
             say($"building {commit} and this revision");
             Build(folder);
             Build(Tree.Root);
-            return Measure(revision, commit, folder, device, scale, say);
+            return Measure(revision, commit, folder, scale, say);
         }
         finally
         {
@@ -47,7 +46,7 @@ internal static class BaseComparison
                 continue;
             }
 
-            yield return Line(key, Passes.Forward, theirs, ours, l => l.Ms, l => l.FastestMs);
+            yield return Line(key, Passes.Forward, theirs, ours, l => l.ForwardMs, l => l.FastestForwardMs);
             if (ours.All(l => l.BothMs is not null) && theirs.All(l => l.BothMs is not null))
             {
                 yield return Line(key, Passes.Training, theirs, ours, l => l.BothMs!.Value, l => l.FastestBothMs!.Value);
@@ -64,7 +63,7 @@ internal static class BaseComparison
 
     private static void Build(string tree) => Command.Require("dotnet", ["build", Path.Combine(tree, Tool), "-c", "Release", "--nologo", "-v", "quiet"], tree);
 
-    private static BaseLine Measure(string revision, string commit, string folder, string device, ReportScale scale, Action<string> say)
+    private static BaseLine Measure(string revision, string commit, string folder, ReportScale scale, Action<string> say)
     {
         var then = new List<ToolLine>();
         var now = new List<ToolLine>();
@@ -75,7 +74,7 @@ internal static class BaseComparison
         bool hasBackward = Knows(folder, passes[0]) && Knows(Tree.Root, passes[0]);
         if (!hasBackward)
         {
-            unknown.Add($"One of the revisions has no `bench --backward`: forward passes alone are compared.");
+            unknown.Add("One of the revisions has no `bench --backward`: forward passes alone are compared.");
         }
 
         foreach (string[] options in passes.Where(p => p.Contains("--backward") == hasBackward || p.Length == 0))
@@ -85,7 +84,7 @@ internal static class BaseComparison
                 say($"against {commit}: round {round + 1} of {scale.Rounds / 2}{string.Concat(options.Select(o => " " + o))}");
                 foreach (int length in scale.PeerLengths)
                 {
-                    CommandResult theirs = Bench(folder, length, device, options);
+                    CommandResult theirs = Bench(folder, length, options);
                     if (theirs.ExitCode != 0)
                     {
                         unknown.Add($"{commit} fails at `bench --lengths {length} {string.Join(' ', options)}`: {theirs.Complaint}");
@@ -93,7 +92,7 @@ internal static class BaseComparison
                     }
 
                     then.AddRange(Lines(theirs));
-                    now.AddRange(Lines(Bench(Tree.Root, length, device, options)));
+                    now.AddRange(Lines(Bench(Tree.Root, length, options)));
                 }
             }
         }
@@ -104,10 +103,10 @@ internal static class BaseComparison
     private static bool Knows(string tree, string[] options) => Command.Run(
         "dotnet", [Path.Combine(tree, ToolFile), "bench", "--lengths", "64", "--repeats", "1", .. options], tree).ExitCode == 0;
 
-    private static CommandResult Bench(string tree, int length, string device, string[] options) => Command.Run(
+    private static CommandResult Bench(string tree, int length, string[] options) => Command.Run(
         "dotnet",
         [
-            Path.Combine(tree, ToolFile), "bench", "--json", "--device", device, "--no-fallback", "--lengths", length.ToString(CultureInfo.InvariantCulture), "--features", Features,
+            Path.Combine(tree, ToolFile), "bench", "--json", "--device", "cpu", "--no-fallback", "--lengths", length.ToString(CultureInfo.InvariantCulture), "--features", Features,
             .. options,
         ],
         tree);

@@ -44,7 +44,8 @@ internal sealed record ReportOptions
             }
         }
 
-        return options;
+        // Revisions are compared by the tool, which the report runs on the host.
+        return options.Base is not null && options.Device != "cpu" ? null : options;
     }
 
     /// <summary>The command that a reader types to get the same report.</summary>

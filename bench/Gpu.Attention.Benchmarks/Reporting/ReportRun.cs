@@ -102,7 +102,7 @@ internal sealed class ReportRun
 
         if (_options.Base is { } revision)
         {
-            report = report with { Base = BaseComparison.Run(revision, _options.Device, Scale, Say) };
+            report = report with { Base = BaseComparison.Run(revision, Scale, Say) };
             Console.WriteLine(ReportMarkdown.Base(report)!.ToText());
         }
 
@@ -186,11 +186,15 @@ internal sealed class ReportRun
         return [.. MillionTokens.Run(_device, Scale)];
     }
 
-    private string Slug() => IsHost ? Machine.Slug() : $"{_device.Info.Kind.ToString().ToLowerInvariant()}-{Machine.Words(_device.Info.Name)}";
+    private string Slug() => IsHost ? Machine.Slug() : Machine.Words($"{_options.Device.Split(':')[0]} {_device.Info.Name}");
 
     private string DeviceName() => IsHost
         ? "the host's own engine"
-        : $"{_device.Info.Name} through {_device.Info.Kind} ({_device.Info.ComputeUnits} compute units; {_device.Info.Capabilities})";
+        : _options.Device == ReportDevice.Pocl
+            ? $"{_device.Info.Name}, this processor through PoCL's OpenCL, no GPU"
+            : _device.Info.Kind == DeviceKind.Simulator
+                ? "a simulated GPU, whose times mean nothing"
+                : $"{_device.Info.Name} through {_device.Info.Kind} ({_device.Info.ComputeUnits} compute units; {_device.Info.Capabilities})";
 
     private void Write(ReportFile report)
     {

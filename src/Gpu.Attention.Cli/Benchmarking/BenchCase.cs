@@ -7,9 +7,12 @@ internal sealed class BenchCase
 {
     private const ulong ProjectionSeed = 42;
     private const int DataSeed = 1;
+    private const int OutputGradientSeed = 2;
 
     // Norms at which random features are sane (d^-½·|q + k|² is a few units), so that the gate judges arithmetic and not the estimator.
     private const double RowDeviation = 0.5;
+
+    private float[]? _outputGradient;
 
     public BenchCase(string features, AttentionShape shape, int numFeatures, bool causal)
     {
@@ -58,25 +61,18 @@ internal sealed class BenchCase
         _ => Projection?.NumFeatures ?? Shape.KeyDimension,
     };
 
-    /// <summary>The operations of one call, a multiplication and an addition each counting one; the formulas stand in the tool's README.</summary>
-    public double Flops()
-    {
-        const double Chunk = 64;
-        double d = Shape.KeyDimension;
-        double dv = Shape.ValueDimension;
-        double queries = (double)Shape.Batch * Shape.QueryLength * Shape.Heads;
-        double keys = (double)Shape.Batch * Shape.KeyLength * Shape.KeyHeads;
-        if (Features == FeatureKind.Softmax)
-        {
-            double seen = Causal ? (Shape.QueryLength + 1) / 2.0 : Shape.KeyLength;
-            return queries * seen * 2 * (d + dv);
-        }
+    /// <summary>The loss's gradient at the output, for a backward pass.</summary>
+    public float[] OutputGradient => _outputGradient ??= Normal(new Random(OutputGradientSeed), Shape.OutputElements, 1);
 
-        double r = FeatureDimension;
-        double project = 2 * d * (Projection?.NumFeatures ?? 0);
-        double inChunk = Causal ? (Chunk + 1) * (r + dv) : 0;
-        return (queries * (project + (2 * r * dv) + inChunk)) + (keys * (project + (2 * r * dv)));
-    }
+    /// <summary>The operations of one forward pass, a multiplication and an addition each counting one; the formulas stand in the tool's README.</summary>
+    public double Flops() => Features == FeatureKind.Softmax
+        ? OperationCount.Softmax(Shape, Causal)
+        : OperationCount.Linear(Shape, Projection?.NumFeatures ?? 0, FeatureDimension, Causal);
+
+    /// <summary>Those of one backward pass.</summary>
+    public double BackwardFlops() => Features == FeatureKind.Softmax
+        ? OperationCount.SoftmaxBackward(Shape, Causal)
+        : OperationCount.LinearBackward(Shape, Projection?.NumFeatures ?? 0, FeatureDimension, Causal);
 
     private static float[] Normal(Random random, long elements, double deviation)
     {

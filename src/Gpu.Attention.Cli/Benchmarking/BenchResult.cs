@@ -58,6 +58,31 @@ internal sealed record BenchResult
 
     public double? RmsRatio { get; init; }
 
+    /// <summary>The device that ran the backward pass; null, as all that follows, where there is none.</summary>
+    public string? BackwardDeviceId { get; init; }
+
+    /// <summary>The median of the backward passes, which take turns with the forward passes.</summary>
+    public double? BackwardMs { get; init; }
+
+    /// <summary>The median of both together.</summary>
+    public double? BothMs { get; init; }
+
+    public double? FastestBothMs { get; init; }
+
+    /// <summary>Both together over the forward pass.</summary>
+    public double? TimesForward { get; init; }
+
+    public double? BothGflops { get; init; }
+
+    public double? BothPeakShare { get; init; }
+
+    public long? BackwardWorkspaceBytes { get; init; }
+
+    /// <summary>Of the gradient, among the three, that comes closest to what it may err.</summary>
+    public double? GradientMaxAbsError { get; init; }
+
+    public double? GradientRmsRatio { get; init; }
+
     public bool Passed => Refusal is null;
 
     /// <summary>Why it was not timed; null when it was.</summary>

@@ -12,12 +12,14 @@ internal sealed record GateResult(double MaxAbsError, double MaxAbsLimit, double
 }
 
 /// <summary>
-/// Lets a result pass when it errs at most twice what plain float32 arithmetic of the same formula errs, plus what rounding may amount to
-/// where that happens to be exact.
+/// Lets a result pass when it errs at most twice (gradients: three times) what plain float32 arithmetic of the same formula errs, plus what rounding may
+/// amount to where that happens to be exact.
 /// </summary>
 internal static class Gate
 {
     private const int SampledRows = 16;
+    private const double OutputFactor = 2;
+    private const double GradientFactor = 3;
 
     public static GateResult Check(BenchCase problem, float[] output)
     {
@@ -40,37 +42,86 @@ internal static class Gate
             }
         });
 
-        var actualError = default(Deviation);
-        var plainError = default(Deviation);
-        var roundingError = default(Deviation);
-        var magnitude = default(Deviation);
+        var comparison = new Comparison();
         for (int h = 0; h < heads.Length; h++)
         {
             for (int i = 0; i < rows.Length; i++)
             {
                 long start = ((((long)heads[h].Batch * shape.QueryLength) + rows[i]) * shape.Heads + heads[h].Head) * shape.ValueDimension;
-                for (int c = 0; c < shape.ValueDimension; c++)
+                comparison.Add(output.AsSpan((int)start, shape.ValueDimension), right[h][i], plain[h][i], rounding[h][i]);
+            }
+        }
+
+        return comparison.Result(OutputFactor);
+    }
+
+    /// <summary>Checks rows of the gradients, given an output that has been checked.</summary>
+    /// <returns>Of queries, keys and values the one that errs the most, as a share of what it may.</returns>
+    public static (string Name, GateResult Result) Check(BenchCase problem, float[] output, BenchGradients gradients)
+    {
+        AttentionShape shape = problem.Shape;
+        (int Batch, int KeyHead)[] heads = [.. new[] { (0, 0), (shape.Batch - 1, shape.KeyHeads - 1) }.Distinct()];
+        int[] rows = SpreadRows(shape.QueryLength, SampledRows / heads.Length);
+        var comparisons = new (string Name, Comparison Of)[] { ("query", new()), ("key", new()), ("value", new()) };
+        foreach ((int batch, int keyHead) in heads)
+        {
+            int[] queryHeads = [.. Enumerable.Range(keyHead * shape.HeadGroup, shape.HeadGroup)];
+            double[][] normalizers = [.. queryHeads.AsParallel().AsOrdered().Select(head => GradientOracle.Normalizers(problem, batch, head))];
+            Task<(GradientRows<float> Rows, GradientRows<float>)> plainTask =
+                Task.Run(() => GradientOracle.Compute<float>(problem, output, normalizers, batch, keyHead, rows));
+            (GradientRows<double> right, GradientRows<double> rounding) = GradientOracle.Compute<double>(problem, output, normalizers, batch, keyHead, rows);
+            GradientRows<float> plain = plainTask.GetAwaiter().GetResult().Rows;
+            for (int n = 0; n < rows.Length; n++)
+            {
+                int keyRow = (((batch * shape.KeyLength) + rows[n]) * shape.KeyHeads) + keyHead;
+                comparisons[1].Of.Add(Row(gradients.Key, keyRow, shape.KeyDimension), right.Key[n], plain.Key[n], rounding.Key[n]);
+                comparisons[2].Of.Add(Row(gradients.Value, keyRow, shape.ValueDimension), right.Value[n], plain.Value[n], rounding.Value[n]);
+                for (int h = 0; h < queryHeads.Length; h++)
                 {
-                    double expected = right[h][i][c];
-                    actualError.Add(output[start + c] - expected);
-                    plainError.Add(plain[h][i][c] - expected);
-                    roundingError.Add(rounding[h][i][c]);
-                    magnitude.Add(expected);
+                    int at = (h * rows.Length) + n;
+                    int queryRow = (((batch * shape.QueryLength) + rows[n]) * shape.Heads) + queryHeads[h];
+                    comparisons[0].Of.Add(Row(gradients.Query, queryRow, shape.KeyDimension), right.Query[at], plain.Query[at], rounding.Query[at]);
                 }
             }
         }
 
-        double scale = magnitude.Rms > 0 ? magnitude.Rms : 1;
-        return new GateResult(
-            actualError.Max,
-            (2 * plainError.Max) + roundingError.Max,
-            actualError.Rms / scale,
-            ((2 * plainError.Rms) + roundingError.Rms) / scale);
+        // NaN is the worst of all, and no number compares with it.
+        return comparisons.Select(c => (c.Name, Result: c.Of.Result(GradientFactor)))
+            .OrderBy(c => c.Result.Passed).ThenByDescending(c => c.Result.RmsRatio / c.Result.RmsLimit).First();
+
+        static ReadOnlySpan<float> Row(float[] tensor, int row, int width) => tensor.AsSpan(row * width, width);
     }
 
     /// <summary>The first row, the last, and others evenly between them.</summary>
     private static int[] SpreadRows(int length, int count) =>
         [.. Enumerable.Range(0, count).Select(i => (int)((long)i * (length - 1) / Math.Max(1, count - 1))).Distinct()];
+
+    /// <summary>Errors of results and of plain float32, and what rounding may amount to.</summary>
+    private sealed class Comparison
+    {
+        private Deviation _actual;
+        private Deviation _plain;
+        private Deviation _rounding;
+        private Deviation _magnitude;
+
+        public void Add(ReadOnlySpan<float> actual, double[] right, float[] plain, double[] rounding)
+        {
+            for (int i = 0; i < right.Length; i++)
+            {
+                _actual.Add(actual[i] - right[i]);
+                _plain.Add(plain[i] - right[i]);
+                _rounding.Add(rounding[i]);
+                _magnitude.Add(right[i]);
+            }
+        }
+
+        public GateResult Result(double factor)
+        {
+            double scale = _magnitude.Rms > 0 ? _magnitude.Rms : 1;
+            return new GateResult(
+                _actual.Max, (factor * _plain.Max) + _rounding.Max, _actual.Rms / scale, ((factor * _plain.Rms) + _rounding.Rms) / scale);
+        }
+    }
 
     private struct Deviation
     {

@@ -14,8 +14,13 @@ internal static class Measurement
     /// <param name="forward">Computes its output.</param>
     /// <param name="output">Where <paramref name="forward"/> leaves it.</param>
     /// <param name="repeats">Timed calls.</param>
+    /// <param name="backward">
+    /// Computes the gradients after <paramref name="forward"/>, to be checked and timed as well, and where it leaves them; null for none.
+    /// </param>
     /// <param name="cancellationToken">Looked at between calls.</param>
-    public static BenchResult Run(BenchCase problem, Action forward, float[] output, int repeats, CancellationToken cancellationToken)
+    public static BenchResult Run(
+        BenchCase problem, Action forward, float[] output, int repeats, (Action Compute, BenchGradients Gradients)? backward,
+        CancellationToken cancellationToken)
     {
         AttentionShape shape = problem.Shape;
         forward();
@@ -36,42 +41,79 @@ internal static class Measurement
         };
         if (!gate.Passed)
         {
-            return result with
-            {
-                Refusal = string.Create(
-                    CultureInfo.InvariantCulture,
-                    $"not timed, for it is wrong: largest error {gate.MaxAbsError:g2} (limit {gate.MaxAbsLimit:g2}), " +
-                    $"RMS ratio {gate.RmsRatio:g2} (limit {gate.RmsLimit:g2})"),
-            };
+            return result with { Refusal = Refusal("it", gate) };
         }
 
+        if (backward is { } pass)
+        {
+            cancellationToken.ThrowIfCancellationRequested();
+            pass.Compute();
+            (string name, GateResult gradientGate) = Gate.Check(problem, output, pass.Gradients);
+            result = result with { GradientMaxAbsError = FiniteOrNull(gradientGate.MaxAbsError), GradientRmsRatio = FiniteOrNull(gradientGate.RmsRatio) };
+            if (!gradientGate.Passed)
+            {
+                return result with { Refusal = Refusal($"the {name} gradient", gradientGate) };
+            }
+        }
+
+        return Time(problem, forward, backward?.Compute, repeats, result, cancellationToken);
+    }
+
+    private static BenchResult Time(
+        BenchCase problem, Action forward, Action? backward, int repeats, BenchResult result, CancellationToken cancellationToken)
+    {
         long warmUp = Stopwatch.GetTimestamp();
         do
         {
             cancellationToken.ThrowIfCancellationRequested();
             forward();
+            backward?.Invoke();
         }
         while (Stopwatch.GetElapsedTime(warmUp).TotalSeconds < WarmUpSeconds);
 
-        double[] times = new double[repeats];
-        for (int i = 0; i < times.Length; i++)
+        double[] forwards = new double[repeats];
+        double[] backwards = new double[repeats];
+        double[] both = new double[repeats];
+        for (int i = 0; i < repeats; i++)
         {
+            // In turn, so that both meet what else the machine does.
             cancellationToken.ThrowIfCancellationRequested();
             long start = Stopwatch.GetTimestamp();
             forward();
-            times[i] = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+            forwards[i] = Stopwatch.GetElapsedTime(start).TotalMilliseconds;
+            if (backward is not null)
+            {
+                long middle = Stopwatch.GetTimestamp();
+                backward();
+                backwards[i] = Stopwatch.GetElapsedTime(middle).TotalMilliseconds;
+                both[i] = forwards[i] + backwards[i];
+            }
         }
 
-        double milliseconds = Median(times);
-        return result with
+        double milliseconds = Median(forwards);
+        result = result with
         {
             Repeats = repeats,
             Ms = milliseconds,
-            FastestMs = times.Min(),
+            FastestMs = forwards.Min(),
             Gflops = problem.Flops() / milliseconds / 1e6,
-            TokensPerSecond = (double)shape.Batch * shape.QueryLength / (milliseconds / 1e3),
+            TokensPerSecond = (double)problem.Shape.Batch * problem.Shape.QueryLength / (milliseconds / 1e3),
+        };
+        double bothMilliseconds = Median(both);
+        return backward is null ? result : result with
+        {
+            BackwardMs = Median(backwards),
+            BothMs = bothMilliseconds,
+            FastestBothMs = both.Min(),
+            TimesForward = bothMilliseconds / milliseconds,
+            BothGflops = (problem.Flops() + problem.BackwardFlops()) / bothMilliseconds / 1e6,
         };
     }
+
+    private static string Refusal(string what, GateResult gate) => string.Create(
+        CultureInfo.InvariantCulture,
+        $"not timed, for {what} is wrong: largest error {gate.MaxAbsError:g2} (limit {gate.MaxAbsLimit:g2}), " +
+        $"RMS ratio {gate.RmsRatio:g2} (limit {gate.RmsLimit:g2})");
 
     private static double Median(double[] values)
     {

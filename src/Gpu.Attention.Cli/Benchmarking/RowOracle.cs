@@ -10,7 +10,7 @@ namespace Gpu.Attention.Cli.Benchmarking;
 /// <remarks>Features are computed from the projection as it was drawn, not from the form that engines are given.</remarks>
 internal static class RowOracle
 {
-    private const double UnitRoundoff = 1.0 / (1 << 24);
+    public const double UnitRoundoff = 1.0 / (1 << 24);
 
     /// <summary>Output rows of one head.</summary>
     /// <param name="problem">The problem.</param>
@@ -27,7 +27,7 @@ internal static class RowOracle
     {
         AttentionShape shape = problem.Shape;
         int keyHead = head / shape.HeadGroup;
-        var map = new Map<T>(problem);
+        var map = new RowMap<T>(problem);
         T[][] queries = [.. rows.Select(row => map.Query(Row<T>(problem.Query, shape.QueryLength, shape.Heads, shape.KeyDimension, batch, row, head)))];
         T[][] sums = [.. rows.Select(_ => new T[shape.ValueDimension])];
         T[][] magnitudes = [.. rows.Select(_ => new T[shape.ValueDimension])];
@@ -77,7 +77,8 @@ internal static class RowOracle
         return (sums, magnitudes);
     }
 
-    private static T[] Row<T>(float[] tensor, int length, int heads, int dimension, int batch, int token, int head)
+    /// <summary>A row of a tensor.</summary>
+    public static T[] Row<T>(float[] tensor, int length, int heads, int dimension, int batch, int token, int head)
         where T : IBinaryFloatingPointIeee754<T>
     {
         long start = ((((long)batch * length) + token) * heads + head) * dimension;
@@ -86,8 +87,8 @@ internal static class RowOracle
         return row;
     }
 
-    // In float32, one sum after the other, as the plain implementation has it.
-    private static T Dot<T>(ReadOnlySpan<T> a, ReadOnlySpan<T> b)
+    /// <summary>A sum of products: in float32 one after the other, as the plain implementation has it.</summary>
+    public static T Dot<T>(ReadOnlySpan<T> a, ReadOnlySpan<T> b)
         where T : IBinaryFloatingPointIeee754<T>
     {
         if (typeof(T) == typeof(double))
@@ -102,77 +103,5 @@ internal static class RowOracle
         }
 
         return sum;
-    }
-
-    /// <summary>The feature maps, each as its formula reads; for exact attention the row itself, queries scaled.</summary>
-    private sealed class Map<T>
-        where T : IBinaryFloatingPointIeee754<T>
-    {
-        private readonly string _features;
-        private readonly T[] _projection;
-        private readonly int _rows;
-        private readonly T _scale;
-
-        public Map(BenchCase problem)
-        {
-            _features = problem.Features;
-            _rows = problem.Projection?.NumFeatures ?? 0;
-            _projection = new T[_rows * problem.Shape.KeyDimension];
-            _scale = T.One / T.Sqrt(T.CreateTruncating(problem.Shape.KeyDimension));
-            if (problem.Projection is { } projection)
-            {
-                TensorPrimitives.ConvertTruncating<float, T>(projection.Matrix, _projection);
-            }
-        }
-
-        /// <summary>The largest sum of terms that an exponential was taken of.</summary>
-        public T LargestLogarithm { get; set; } = T.Zero;
-
-        public T[] Query(T[] row)
-        {
-            if (_features == FeatureKind.Softmax)
-            {
-                TensorPrimitives.Multiply(row, _scale, row);
-                return row;
-            }
-
-            return Key(row);
-        }
-
-        public T[] Key(T[] row)
-        {
-            switch (_features)
-            {
-                case FeatureKind.FavorPlus or FeatureKind.FavorPlusHyperbolic:
-                    // x = d^-¼ row; m^-½ is the same in every feature and cancels.
-                    T half = _scale * Dot<T>(row, row) / (T.One + T.One);
-                    T[] projected = Project(row);
-                    TensorPrimitives.Multiply(projected, T.Sqrt(_scale), projected);
-
-                    // A weight has such a term from its query and one from its key.
-                    T largest = T.Abs(TensorPrimitives.MaxMagnitude<T>(projected)) + half;
-                    LargestLogarithm = T.Max(LargestLogarithm, largest + largest);
-                    return _features == FeatureKind.FavorPlus
-                        ? Array.ConvertAll(projected, a => T.Exp(a - half))
-                        : [.. projected.Select(a => T.Exp(a - half)), .. projected.Select(a => T.Exp(-a - half))];
-                case FeatureKind.Elu:
-                    return Array.ConvertAll(row, a => a > T.Zero ? a + T.One : T.Exp(a));
-                case FeatureKind.Relu:
-                    return Array.ConvertAll(_rows == 0 ? row : Project(row), a => T.Max(a, T.Zero));
-                default:
-                    return row;
-            }
-        }
-
-        private T[] Project(T[] row)
-        {
-            T[] projected = new T[_rows];
-            for (int r = 0; r < _rows; r++)
-            {
-                projected[r] = Dot<T>(_projection.AsSpan(r * row.Length, row.Length), row);
-            }
-
-            return projected;
-        }
     }
 }

@@ -1,5 +1,4 @@
 using System.CommandLine;
-using System.Diagnostics;
 using Gpu.Attention.Cli.Files;
 
 namespace Gpu.Attention.Cli.Commands;
@@ -19,15 +18,10 @@ internal static class AttendCommand
     private static int Run(Terminal terminal, AttendOptions options, ParseResult parsed, CancellationToken cancellationToken)
     {
         string features = parsed.GetValue(options.Features)!;
-        string outputPath = parsed.GetValue(options.Output)!;
-        string? finalStatePath = parsed.GetValue(options.FinalState);
         RequireSense(terminal, options, parsed, features);
-        RequireSupport(options, parsed);
-        AtomicFile.RequireWritable(outputPath);
-        string? weightsPath = parsed.GetValue(options.Weights);
-        foreach (string path in new[] { finalStatePath, weightsPath }.OfType<string>())
+        foreach (Option<string?> option in Written(options).Where(parsed.IsGiven))
         {
-            AtomicFile.RequireWritable(path);
+            AtomicFile.RequireWritable(parsed.GetValue(option)!);
         }
 
         using ComputeDevice device = options.Device.Open(terminal, parsed);
@@ -35,33 +29,35 @@ internal static class AttendCommand
             parsed.GetValue(options.Storage)!, parsed.GetValue(options.Query)!, parsed.GetValue(options.Key)!, parsed.GetValue(options.Value)!);
         AttentionShape shape = tensors.Shape;
         SequenceLayout? layout = options.Layout.Make(parsed, shape);
-        AttentionState? state = null;
-        Func<float[]>? weightsOf = null;
+        if (parsed.GetValue(options.Gradients.Output) is { } outputGradient)
+        {
+            tensors.ReadOutputGradient(options.Gradients.Output.Name, outputGradient, options.Gradients.Tensors(parsed).Select(file => file.Tensor));
+        }
+
         Operation operation;
+        IEnumerable<OutputFile> files = [];
         if (features == FeatureKind.Softmax)
         {
-            var attention = new SoftmaxAttention(device, ToSoftmaxOptions(options, parsed));
-            operation = tensors.Attend(attention, layout);
+            operation = tensors.Attend(new SoftmaxAttention(device, ToSoftmaxOptions(options, parsed)), layout);
         }
         else
         {
             FeatureMap map = FeatureKind.Create(features, MakeProjection(options, parsed, features, shape.KeyDimension));
             var attention = new LinearAttention(device, map, ToLinearOptions(options, parsed));
-            int sequences = layout?.Sequences ?? shape.Batch;
-            AttentionState? initialState = parsed.GetValue(options.InitialState) is { } initial ? StateFile.Read(initial, attention, sequences, shape) : null;
-            state = finalStatePath is null ? null : attention.CreateState(sequences, shape.KeyHeads, shape.ValueDimension, shape.KeyDimension);
-            operation = tensors.Attend(attention, layout, initialState, state);
-            weightsOf = weightsPath is null ? null : () => tensors.Weights(attention, layout, parsed.GetValue(options.WeightsOf)!);
+            var states = AttendStates.Read(options, parsed, attention, layout?.Sequences ?? shape.Batch, shape);
+            operation = tensors.Attend(attention, layout, states.Initial, states.Final, states.Gradients);
+            files = LinearFiles(options, parsed, tensors, layout, attention, states);
         }
 
         using (operation)
         {
-            double milliseconds = terminal.Busy("attend", () => Time(operation.Forward));
-            terminal.NoteFallbacks(operation.Fallbacks);
+            AttendRun run = terminal.Busy("attend", () => AttendRun.Of(operation));
+            terminal.NoteFallbacks(run.Fallbacks);
             cancellationToken.ThrowIfCancellationRequested();
-            float[]? weights = weightsOf?.Invoke();
-            Write(tensors, outputPath, state, finalStatePath, weights, weightsPath, cancellationToken);
-            Report(terminal, options, parsed, device, shape, layout, operation, milliseconds);
+            IEnumerable<OutputFile> gradients = options.Gradients.Tensors(parsed)
+                .Select(file => new OutputFile(file.Path, (stream, token) => tensors.WriteGradient(file.Tensor, stream, token)));
+            OutputFile.WriteAll([.. files, .. gradients, new OutputFile(parsed.GetValue(options.Output)!, tensors.WriteOutput)], cancellationToken);
+            Report(terminal, options, parsed, device, shape, layout, operation, run);
         }
 
         return ExitCode.Done;
@@ -93,7 +89,11 @@ internal static class AttendCommand
 
         if (features == FeatureKind.Softmax)
         {
-            Option[] linearOnly = [options.InitialState, options.FinalState, options.WeightsOf, options.Weights, options.NoNormalize, options.FeatureEpsilon];
+            Option[] linearOnly =
+            [
+                options.InitialState, options.FinalState, options.WeightsOf, options.Weights, options.NoNormalize, options.FeatureEpsilon,
+                .. options.Gradients.OfStates,
+            ];
             Option? misplaced = Array.Find(linearOnly, parsed.IsGiven);
             if (misplaced is not null || parsed.GetValue(options.Compat) != "none")
             {
@@ -108,9 +108,9 @@ internal static class AttendCommand
         }
 
         RequireWeights(options, parsed);
-        Option<string?>[] written = [options.Output, options.FinalState, options.Weights];
+        options.Gradients.RequireSense(parsed, options.InitialState);
         (Option<string?> Option, string Path)[] files =
-            [.. written.Where(option => parsed.GetValue(option) is not null).Select(option => (option, Path.GetFullPath(parsed.GetValue(option)!)))];
+            [.. Written(options).Where(option => parsed.GetValue(option) is not null).Select(option => (option, Path.GetFullPath(parsed.GetValue(option)!)))];
         for (int i = 1; i < files.Length; i++)
         {
             if (Array.FindIndex(files, file => file.Path == files[i].Path) is int first && first < i)
@@ -136,15 +136,6 @@ internal static class AttendCommand
         if (isWanted && parsed.IsGiven(options.InitialState))
         {
             throw new UsageException($"{options.Weights.Name} are over the call's own keys; what {options.InitialState.Name} has seen has none.");
-        }
-    }
-
-    private static void RequireSupport(AttendOptions options, ParseResult parsed)
-    {
-        (Option? option, string? missing) = options.Later.FirstOrDefault(later => parsed.IsGiven(later.Option));
-        if (option is not null)
-        {
-            throw new NotSupportedException($"{option.Name} is not supported yet; what is missing: {missing}.");
         }
     }
 
@@ -189,56 +180,48 @@ internal static class AttendCommand
         },
     };
 
-    private static double Time(Action forward)
-    {
-        long start = Stopwatch.GetTimestamp();
-        forward();
-        return Stopwatch.GetElapsedTime(start).TotalMilliseconds;
-    }
+    private static Option<string?>[] Written(AttendOptions options) => [options.Output, options.FinalState, options.Weights, .. options.Gradients.Written];
 
-    // All files are complete before any gets its name.
-    private static void Write(
-        AttendTensors tensors, string outputPath, AttentionState? state, string? statePath, float[]? weights, string? weightsPath,
-        CancellationToken cancellationToken)
+    // What only linear attention leaves.
+    private static IEnumerable<OutputFile> LinearFiles(
+        AttendOptions options, ParseResult parsed, AttendTensors tensors, SequenceLayout? layout, LinearAttention attention, AttendStates states)
     {
-        using var file = new AtomicFile(outputPath);
-        using AtomicFile? stateFile = statePath is null ? null : new AtomicFile(statePath);
-        using AtomicFile? weightsFile = weightsPath is null ? null : new AtomicFile(weightsPath);
-        tensors.WriteOutput(file.Stream, cancellationToken);
-        if (weightsFile is not null)
+        if (parsed.GetValue(options.FinalState) is { } statePath)
         {
+            yield return new OutputFile(statePath, (stream, token) => StateFile.Write(statePath, stream, states.Final!, token));
+        }
+
+        if (parsed.GetValue(options.Gradients.InitialState) is { } gradientPath)
+        {
+            yield return new OutputFile(gradientPath, (stream, token) => StateGradientFile.Write(stream, states.Initial!, states.InitialGradient!, token));
+        }
+
+        if (parsed.GetValue(options.Weights) is { } weightsPath)
+        {
+            int[] queries = parsed.GetValue(options.WeightsOf)!;
             AttentionShape s = tensors.Shape;
-            long keys = (long)s.Batch * s.Heads * s.KeyLength;
-            int queries = keys == 0 ? 0 : (int)(weights!.Length / keys);
-            NpyFile.Write(weightsFile.Stream, [s.Batch, s.Heads, queries, s.KeyLength], weights, cancellationToken);
+            yield return new OutputFile(
+                weightsPath,
+                (stream, token) => NpyFile.Write(stream, [s.Batch, s.Heads, queries.Length, s.KeyLength], tensors.Weights(attention, layout, queries), token));
         }
-
-        if (stateFile is not null)
-        {
-            StateFile.Write(statePath!, stateFile.Stream, state!, cancellationToken);
-        }
-
-        stateFile?.Commit();
-        weightsFile?.Commit();
-        file.Commit();
     }
 
     private static void Report(
         Terminal terminal, AttendOptions options, ParseResult parsed, ComputeDevice device, AttentionShape shape, SequenceLayout? layout, Operation operation,
-        double milliseconds)
+        AttendRun run)
     {
         string features = parsed.GetValue(options.Features)!;
         string outputPath = parsed.GetValue(options.Output)!;
-        double tokensPerSecond = (double)shape.Batch * shape.QueryLength / (milliseconds / 1e3);
+        double tokensPerSecond = (double)shape.Batch * shape.QueryLength / (run.Milliseconds / 1e3);
         int[] outputShape = [shape.Batch, shape.QueryLength, shape.Heads, shape.ValueDimension];
         if (parsed.GetValue(options.Json))
         {
             terminal.WriteJson(new
             {
-                Device = operation.LastDevice.ToString(),
+                Device = run.Device.ToString(),
                 Chosen = device.ToString(),
                 device.Reason,
-                operation.Fallbacks,
+                run.Fallbacks,
                 Features = features,
                 Direction = parsed.GetValue(options.Causal) ? "causal" : "bidirectional",
                 Shapes = new
@@ -250,20 +233,32 @@ internal static class AttendCommand
                 },
                 Storage = parsed.GetValue(options.Storage),
                 Layout = layout?.ToString(),
-                Ms = milliseconds,
+                Ms = run.Milliseconds,
                 TokensPerSecond = tokensPerSecond,
                 operation.WorkspaceBytes,
                 Output = outputPath,
                 FinalState = parsed.GetValue(options.FinalState),
                 Weights = parsed.GetValue(options.Weights),
+                Backward = run.Backward is not { } backward ? null : new
+                {
+                    Device = backward.Device.ToString(),
+                    Ms = backward.Milliseconds,
+                    WorkspaceBytes = operation.BackwardWorkspaceBytes,
+                    QueryGradient = parsed.GetValue(options.Gradients.Query),
+                    KeyGradient = parsed.GetValue(options.Gradients.Key),
+                    ValueGradient = parsed.GetValue(options.Gradients.Value),
+                    InitialStateGradient = parsed.GetValue(options.Gradients.InitialState),
+                },
             });
             return;
         }
 
         string sequences = layout is null ? "" : $" of {layout}";
+        string gradients = run.Backward is not { } pass ? ""
+            : $"; gradients on {pass.Device}, {Format.Short(pass.Milliseconds)} ms, {Format.Bytes(operation.BackwardWorkspaceBytes)} workspace";
         string summary =
-            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features}{sequences} on {operation.LastDevice}, {Format.Short(milliseconds)} ms, " +
-            $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(operation.WorkspaceBytes)} workspace";
+            $"{outputPath} {NpyHeader.Describe(outputShape)}: {features}{sequences} on {run.Device}, {Format.Short(run.Milliseconds)} ms, " +
+            $"{Format.Short(tokensPerSecond)} tokens/s, {Format.Bytes(operation.WorkspaceBytes)} workspace{gradients}";
         if (AtomicFile.IsDevice(outputPath))
         {
             // It may be standard output itself.

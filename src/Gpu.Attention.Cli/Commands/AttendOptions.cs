@@ -73,37 +73,22 @@ internal sealed class AttendOptions
 
     public Option<string?> Weights { get; } = CommonOptions.Path("--weights", "Receives those weights, .npy [B, H, n, S], float32.", "w.npy");
 
-    public Option<string?> OutputGradient { get; } =
-        CommonOptions.Path("--output-gradient", "The loss's gradient at the output, .npy. Not supported yet.", "do.npy");
-
-    public Option<string?> QueryGradient { get; } = CommonOptions.Path("--query-gradient", "Receives the query gradient. Not supported yet.", "dq.npy");
-
-    public Option<string?> KeyGradient { get; } = CommonOptions.Path("--key-gradient", "Receives the key gradient. Not supported yet.", "dk.npy");
-
-    public Option<string?> ValueGradient { get; } = CommonOptions.Path("--value-gradient", "Receives the value gradient. Not supported yet.", "dv.npy");
+    public GradientOptions Gradients { get; } = new();
 
     public DeviceOptions Device { get; } = new();
 
     public Option<bool> Json { get; } = CommonOptions.Json();
-
-    /// <summary>What is parsed but not carried out, with what is missing.</summary>
-    public IReadOnlyList<(Option Option, string Missing)> Later =>
-    [
-        (OutputGradient, "the backward pass"),
-        (QueryGradient, "the backward pass"),
-        (KeyGradient, "the backward pass"),
-        (ValueGradient, "the backward pass"),
-    ];
 
     public void AddTo(Command command)
     {
         Option[] options =
         [
             Query, Key, Value, Output, Features, Projection, NumFeatures, Seed, OrthoScaling, FeatureEpsilon, Compat, Causal, CausalBlock, Scale, NoNormalize,
-            Storage, InitialState, FinalState, WeightsOf, Weights, OutputGradient, QueryGradient, KeyGradient, ValueGradient, Json,
+            Storage, InitialState, FinalState, WeightsOf, Weights, Json,
         ];
         Array.ForEach(options, command.Options.Add);
         Layout.AddTo(command);
+        Gradients.AddTo(command);
         Device.AddTo(command);
     }
 }

@@ -3,7 +3,15 @@ using Gpu.Attention.Cli.Files;
 
 namespace Gpu.Attention.Cli.Commands;
 
-/// <summary>The tensors of one call: read from files, stored as asked for, and the output on its way to a file.</summary>
+/// <summary>A tensor whose gradient is written.</summary>
+internal enum GradientOf
+{
+    Query,
+    Key,
+    Value,
+}
+
+/// <summary>The tensors of one call: read from files, stored as asked for, and the output and the gradients on their way to files.</summary>
 internal abstract class AttendTensors(AttentionShape shape)
 {
     private const string Float16 = "float16";
@@ -38,16 +46,26 @@ internal abstract class AttendTensors(AttentionShape shape)
             ? throw new ArgumentException($"The output of {shape} has more elements than fit in memory at once ({Array.MaxLength}).")
             : storage switch
             {
-                Float16 => new Stored<Half>(shape, ToHalf(query.Data), ToHalf(key.Data), ToHalf(value.Data), NpyFile.Write),
-                BFloat => new Stored<BFloat16>(shape, ToBFloat16(query.Data), ToBFloat16(key.Data), ToBFloat16(value.Data), WriteWidened),
-                _ => new Stored<float>(shape, query.Data, key.Data, value.Data, NpyFile.Write),
+                Float16 => new Stored<Half>(shape, query.Data, key.Data, value.Data, ToHalf, NpyFile.Write),
+                BFloat => new Stored<BFloat16>(shape, query.Data, key.Data, value.Data, ToBFloat16, WriteWidened),
+                _ => new Stored<float>(shape, query.Data, key.Data, value.Data, values => values, NpyFile.Write),
             };
     }
 
-    /// <summary>Linear attention of these tensors.</summary>
-    public abstract Operation Attend(LinearAttention attention, SequenceLayout? layout, AttentionState? initialState, AttentionState? finalState);
+    /// <summary>Reads the loss's gradient at the output, and makes room for those that are wanted.</summary>
+    /// <exception cref="ArgumentException">It does not fit the output.</exception>
+    public abstract void ReadOutputGradient(string option, string path, IEnumerable<GradientOf> wanted);
 
-    /// <summary>Exact attention of these tensors.</summary>
+    /// <summary>Linear attention of these tensors, and its gradients where <see cref="ReadOutputGradient"/> has been called.</summary>
+    /// <param name="attention">The operator.</param>
+    /// <param name="layout">Their layout.</param>
+    /// <param name="initialState">The state to begin with.</param>
+    /// <param name="finalState">Receives the state at the end.</param>
+    /// <param name="states">Gradients of the states, asked for when the forward pass is done.</param>
+    public abstract Operation Attend(
+        LinearAttention attention, SequenceLayout? layout, AttentionState? initialState, AttentionState? finalState, Func<StateGradients> states);
+
+    /// <summary>Exact attention of these tensors, and its gradients where <see cref="ReadOutputGradient"/> has been called.</summary>
     public abstract Operation Attend(SoftmaxAttention attention, SequenceLayout? layout);
 
     /// <summary>The weights of some queries of linear attention over the keys, <c>[B, H, n, S]</c>; of float32 tensors.</summary>
@@ -56,6 +74,17 @@ internal abstract class AttendTensors(AttentionShape shape)
 
     /// <summary>Writes the output as an <c>.npy</c> array.</summary>
     public abstract void WriteOutput(Stream stream, CancellationToken cancellationToken);
+
+    /// <summary>Writes a gradient as an <c>.npy</c> array.</summary>
+    public abstract void WriteGradient(GradientOf tensor, Stream stream, CancellationToken cancellationToken);
+
+    /// <summary>The shape of a tensor, which is that of its gradient.</summary>
+    protected int[] ShapeOf(GradientOf tensor) => tensor switch
+    {
+        GradientOf.Query => [Shape.Batch, Shape.QueryLength, Shape.Heads, Shape.KeyDimension],
+        GradientOf.Key => [Shape.Batch, Shape.KeyLength, Shape.KeyHeads, Shape.KeyDimension],
+        _ => [Shape.Batch, Shape.KeyLength, Shape.KeyHeads, Shape.ValueDimension],
+    };
 
     private static NpyArray Read(string path, string role, string layout)
     {
@@ -86,16 +115,50 @@ internal abstract class AttendTensors(AttentionShape shape)
         NpyFile.Write(stream, shape, widened, cancellationToken);
     }
 
-    private sealed class Stored<T>(AttentionShape shape, T[] query, T[] key, T[] value, WriteArray<T> write) : AttendTensors(shape)
+    private sealed class Stored<T>(
+        AttentionShape shape, float[] query, float[] key, float[] value, Converter<float[], T[]> store, WriteArray<T> write) : AttendTensors(shape)
         where T : unmanaged
     {
+        private readonly T[] _query = store(query);
+        private readonly T[] _key = store(key);
+        private readonly T[] _value = store(value);
         private readonly T[] _output = new T[shape.OutputElements];
+        private readonly T[][] _gradients = [[], [], []];
+        private T[]? _outputGradient;
 
-        public override Operation Attend(LinearAttention attention, SequenceLayout? layout, AttentionState? initialState, AttentionState? finalState) =>
-            new(attention, Shape, () => attention.Forward<T>(Shape, query, key, value, _output, initialState, finalState, layout), layout);
+        private int[] OutputShape => [Shape.Batch, Shape.QueryLength, Shape.Heads, Shape.ValueDimension];
+
+        public override void ReadOutputGradient(string option, string path, IEnumerable<GradientOf> wanted)
+        {
+            NpyArray gradient = NpyFile.Read(path);
+            if (!gradient.Shape.AsSpan().SequenceEqual(OutputShape))
+            {
+                throw new ArgumentException(
+                    $"{option} {path} is {NpyHeader.Describe(gradient.Shape)}, and the output {NpyHeader.Describe(OutputShape)}: " +
+                    "they have one shape, [B, T, H, Dv].");
+            }
+
+            _outputGradient = store(gradient.Data);
+            foreach (GradientOf tensor in wanted)
+            {
+                _gradients[(int)tensor] = new T[tensor == GradientOf.Query ? _query.Length : tensor == GradientOf.Key ? _key.Length : _value.Length];
+            }
+        }
+
+        public override Operation Attend(
+            LinearAttention attention, SequenceLayout? layout, AttentionState? initialState, AttentionState? finalState, Func<StateGradients> states) =>
+            new(
+                attention, Shape, () => attention.Forward<T>(Shape, _query, _key, _value, _output, initialState, finalState, layout),
+                _outputGradient is null ? null : () => attention.Backward<T>(
+                    Shape, _query, _key, _value, _output, _outputGradient, _gradients[0], _gradients[1], _gradients[2], states(), layout),
+                layout);
 
         public override Operation Attend(SoftmaxAttention attention, SequenceLayout? layout) =>
-            new(attention, Shape, () => attention.Forward<T>(Shape, query, key, value, _output, layout), layout);
+            new(
+                attention, Shape, () => attention.Forward<T>(Shape, _query, _key, _value, _output, layout),
+                _outputGradient is null ? null : () => attention.Backward<T>(
+                    Shape, _query, _key, _value, _output, _outputGradient, _gradients[0], _gradients[1], _gradients[2], layout),
+                layout);
 
         public override float[] Weights(LinearAttention attention, SequenceLayout? layout, int[] queries)
         {
@@ -106,11 +169,14 @@ internal abstract class AttendTensors(AttentionShape shape)
             }
 
             float[] weights = new float[(int)elements];
-            attention.Weights(Shape, (float[])(object)query, (float[])(object)key, queries, weights, layout);
+            attention.Weights(Shape, (float[])(object)_query, (float[])(object)_key, queries, weights, layout);
             return weights;
         }
 
         public override void WriteOutput(Stream stream, CancellationToken cancellationToken) =>
-            write(stream, [Shape.Batch, Shape.QueryLength, Shape.Heads, Shape.ValueDimension], _output, cancellationToken);
+            write(stream, OutputShape, _output, cancellationToken);
+
+        public override void WriteGradient(GradientOf tensor, Stream stream, CancellationToken cancellationToken) =>
+            write(stream, ShapeOf(tensor), _gradients[(int)tensor], cancellationToken);
     }
 }

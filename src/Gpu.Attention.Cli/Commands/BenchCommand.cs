@@ -25,15 +25,16 @@ internal static class BenchCommand
         Option<int> batch = Size("--batch", "Sequences.", 1);
         Option<bool> causal = CommonOptions.Causal();
         Option<string?> compare = CommonOptions.Choice("--compare", "Time exact attention beside the feature maps.", [FeatureKind.Softmax]);
+        Option<bool> backward = new("--backward") { Description = "Time the backward pass too, in turn with the forward pass." };
         Option<int> repeats = Size("--repeats", "Timed calls of each case; the median is shown.", 5);
         var device = new DeviceOptions();
         Option<bool> json = CommonOptions.Json();
         var command = new Command(
             "bench",
             "Checks attention against a float64 oracle, then times it; refuses to time what is wrong. Operations are counted as 2·D·m + 2·r·Dv for a query and " +
-            "for a key, (64 + 1)·(r + Dv) more for a causal query, and 2·(D + Dv) for a query and key of exact attention.")
+            "for a key, (64 + 1)·(r + Dv) more for a causal query, and 2·(D + Dv) for a query and key of exact attention; the README has those of --backward.")
         {
-            features, lengths, heads, dimension, numFeatures, batch, causal, compare, repeats, json,
+            features, lengths, heads, dimension, numFeatures, batch, causal, compare, backward, repeats, json,
         };
         device.AddTo(command);
         command.SetAction((parsed, token) => Application.Guard(terminal, () =>
@@ -55,6 +56,7 @@ internal static class BenchCommand
                 parsed.GetValue(dimension),
                 parsed.GetValue(numFeatures),
                 parsed.GetValue(causal),
+                parsed.GetValue(backward),
                 parsed.GetValue(repeats));
             return Run(terminal, opened, plan, parsed.GetValue(json), token);
         }));
@@ -76,7 +78,7 @@ internal static class BenchCommand
                 var shape = new AttentionShape(plan.Batch, length, plan.Heads, plan.Dimension);
                 BenchResult result = terminal.Busy(
                     $"{features}, T = {length}",
-                    () => Measure(device, new BenchCase(features, shape, plan.NumFeatures, plan.Causal), plan.Repeats, peak, cancellationToken));
+                    () => Measure(device, new BenchCase(features, shape, plan.NumFeatures, plan.Causal), plan.Backward, plan.Repeats, peak, cancellationToken));
                 results.Add(result);
                 terminal.NoteFallbacks(result.Fallbacks.Where(noted.Add));
                 if (json)
@@ -96,50 +98,62 @@ internal static class BenchCommand
         return refused.Count == 0 ? ExitCode.Done : ExitCode.Failed;
     }
 
-    private static BenchResult Measure(ComputeDevice device, BenchCase problem, int repeats, double? peak, CancellationToken cancellationToken)
+    private static BenchResult Measure(
+        ComputeDevice device, BenchCase problem, bool backward, int repeats, double? peak, CancellationToken cancellationToken)
     {
         float[] output = new float[problem.Shape.OutputElements];
-        using Operation operation = MakeOperation(device, problem, output);
-        DeviceInfo? checkedDevice = null;
-        BenchResult result = Measurement.Run(problem, Forward, output, repeats, cancellationToken);
+        BenchGradients? gradients = backward ? new BenchGradients(problem.Shape) : null;
+        using Operation operation = MakeOperation(device, problem, output, gradients);
+        var forwards = new Watched(operation, operation.Forward);
+        Watched? backwards = gradients is null ? null : new Watched(operation, operation.Backward!);
+        BenchResult result = Measurement.Run(
+            problem, forwards.Run, output, repeats, gradients is null ? null : (backwards!.Run, gradients), cancellationToken);
+        bool isHost = forwards.Last!.Kind == DeviceKind.Cpu;
         result = result with
         {
-            Device = operation.LastDevice.ToString(),
-            DeviceId = operation.LastDevice.Id,
-            Fallbacks = operation.Fallbacks,
+            Device = forwards.Last.ToString(),
+            DeviceId = forwards.Last.Id,
+            BackwardDeviceId = backwards?.Last?.Id,
+            Fallbacks = [.. forwards.FirstFallbacks.Union(operation.Fallbacks)],
             WorkspaceBytes = operation.WorkspaceBytes,
-            PeakShare = operation.LastDevice.Kind == DeviceKind.Cpu ? result.Gflops / peak : null,
+            BackwardWorkspaceBytes = backward ? operation.BackwardWorkspaceBytes : null,
+            PeakShare = isHost ? result.Gflops / peak : null,
+            BothPeakShare = isHost && backwards?.Last?.Kind == DeviceKind.Cpu ? result.BothGflops / peak : null,
         };
-        return operation.LastDevice == checkedDevice
-            ? result
-            : result with
-            {
-                Ms = null,
-                FastestMs = null,
-                Gflops = null,
-                PeakShare = null,
-                TokensPerSecond = null,
-                Refusal = $"not timed, for {checkedDevice} ran the call that was checked and {operation.LastDevice} later ones",
-            };
-
-        void Forward()
+        return (forwards.Moved ?? backwards?.Moved) is not { } moved ? result : result with
         {
-            operation.Forward();
-            checkedDevice ??= operation.LastDevice;
-        }
+            Ms = null,
+            FastestMs = null,
+            Gflops = null,
+            PeakShare = null,
+            TokensPerSecond = null,
+            BackwardMs = null,
+            BothMs = null,
+            FastestBothMs = null,
+            TimesForward = null,
+            BothGflops = null,
+            BothPeakShare = null,
+            Refusal = $"not timed, for {moved}",
+        };
     }
 
-    private static Operation MakeOperation(ComputeDevice device, BenchCase problem, float[] output)
+    private static Operation MakeOperation(ComputeDevice device, BenchCase problem, float[] output, BenchGradients? gradients)
     {
         if (problem.Features == FeatureKind.Softmax)
         {
             var softmax = new SoftmaxAttention(device, new SoftmaxAttentionOptions { Causal = problem.Causal });
-            return new Operation(softmax, problem.Shape, () => softmax.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output));
+            return new Operation(
+                softmax, problem.Shape, () => softmax.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output),
+                gradients is null ? null : () => softmax.Backward<float>(
+                    problem.Shape, problem.Query, problem.Key, problem.Value, output, problem.OutputGradient, gradients.Query, gradients.Key, gradients.Value));
         }
 
         FeatureMap map = FeatureKind.Create(problem.Features, problem.Projection);
         var linear = new LinearAttention(device, map, new LinearAttentionOptions { Causal = problem.Causal });
-        return new Operation(linear, problem.Shape, () => linear.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output));
+        return new Operation(
+            linear, problem.Shape, () => linear.Forward(problem.Shape, problem.Query, problem.Key, problem.Value, output),
+            gradients is null ? null : () => linear.Backward<float>(
+                problem.Shape, problem.Query, problem.Key, problem.Value, output, problem.OutputGradient, gradients.Query, gradients.Key, gradients.Value));
     }
 
     private static void WriteTable(Terminal terminal, ComputeDevice device, Plan plan, List<BenchResult> results, double? peak)
@@ -148,22 +162,58 @@ internal static class BenchCommand
         string direction = plan.Causal ? "causal" : "bidirectional";
         terminal.WriteLine($"{device} ({device.Reason}){measuredPeak}");
         terminal.WriteLine($"{direction}, B {plan.Batch}, H {plan.Heads}, D {plan.Dimension}, Dv {plan.Dimension}");
+        (string, bool)[] times = plan.Backward ? [("ms forward", true), ("ms backward", true), ("both / forward", true)] : [("ms", true)];
         terminal.WriteTable(
             [
-                ("Features", false), ("ran on", false), ("T", true), ("r", true), ("ms", true), ("GFLOPS", true), ("of peak", true), ("tokens/s", true),
+                ("Features", false), ("ran on", false), ("T", true), ("r", true), .. times, ("GFLOPS", true), ("of peak", true), ("tokens/s", true),
                 ("workspace", true), ("max error", true), ("RMS ratio", true),
             ],
             results.Select(r => (string[])
             [
-                r.Features, r.DeviceId!, Format.Number(r.Length), r.FeatureDimension == 0 ? "-" : Format.Number(r.FeatureDimension), Or(r.Ms),
-                Or(r.Gflops), Format.Percent(r.PeakShare), Or(r.TokensPerSecond), Format.Bytes(r.WorkspaceBytes), Or(r.MaxAbsError), Or(r.RmsRatio),
+                r.Features, RanOn(r), Format.Number(r.Length), r.FeatureDimension == 0 ? "-" : Format.Number(r.FeatureDimension), Or(r.Ms),
+                .. plan.Backward ? Both(r) : [Or(r.Gflops), Format.Percent(r.PeakShare), Or(r.TokensPerSecond), Format.Bytes(r.WorkspaceBytes)],
+                Or(Larger(r.MaxAbsError, r.GradientMaxAbsError)), Or(Larger(r.RmsRatio, r.GradientRmsRatio)),
             ]));
+
+        static string[] Both(BenchResult r) =>
+        [
+            Or(r.BackwardMs), Or(r.TimesForward), Or(r.BothGflops), Format.Percent(r.BothPeakShare), Or(r.TokensPerSecond / r.TimesForward),
+            Format.Bytes(Math.Max(r.WorkspaceBytes, r.BackwardWorkspaceBytes!.Value)),
+        ];
+
+        static string RanOn(BenchResult r) => r.BackwardDeviceId is { } id && id != r.DeviceId ? $"{r.DeviceId}, {id}" : r.DeviceId!;
+
+        static double? Larger(double? output, double? gradient) => gradient is { } g && !(output > g) ? g : output;
 
         static string Or(double? value) => value is { } v ? Format.Short(v) : "-";
     }
 
     private static Option<int> Size(string name, string description, int value) => CommonOptions.Number(name, description, 1, MaxSize, value);
 
+    /// <summary>A pass, and the device that ran it the first time, when it was checked, and the last.</summary>
+    private sealed class Watched(Operation operation, Action pass)
+    {
+        private DeviceInfo? _first;
+
+        public DeviceInfo? Last { get; private set; }
+
+        /// <summary>Why the checked call ran elsewhere than asked for.</summary>
+        public IReadOnlyList<string> FirstFallbacks { get; private set; } = [];
+
+        /// <summary>What is wrong when it was not one device all along.</summary>
+        public string? Moved => _first == Last ? null : $"{_first} ran the call that was checked and {Last} later ones";
+
+        public void Run()
+        {
+            pass();
+            Last = operation.LastDevice;
+            if (_first is null)
+            {
+                (_first, FirstFallbacks) = (Last, operation.Fallbacks);
+            }
+        }
+    }
+
     private sealed record Plan(
-        string[] Features, int[] Lengths, int Batch, int Heads, int Dimension, int NumFeatures, bool Causal, int Repeats);
+        string[] Features, int[] Lengths, int Batch, int Heads, int Dimension, int NumFeatures, bool Causal, bool Backward, int Repeats);
 }

@@ -8,6 +8,9 @@ internal static class StateFile
 {
     private const string Checked = ".state";
 
+    /// <summary>Whether a path is named as the library's own format is.</summary>
+    public static bool IsChecked(string path) => Path.GetExtension(path).Equals(Checked, StringComparison.OrdinalIgnoreCase);
+
     /// <summary>Reads a state of one operator, of the sizes that the problem needs.</summary>
     /// <param name="path">The file.</param>
     /// <param name="attention">The operator.</param>
@@ -88,8 +91,6 @@ internal static class StateFile
             NpzFile.Write(stream, cancellationToken, sums, normalizers);
         }
     }
-
-    private static bool IsChecked(string path) => Path.GetExtension(path).Equals(Checked, StringComparison.OrdinalIgnoreCase);
 
     private static string Sizes(AttentionState state) => $"{state.Sequences}, {state.Heads}, {state.FeatureDimension}, {state.ValueDimension}";
 }

@@ -9,14 +9,15 @@ internal static class HostPeak
 {
     // Enough independent chains to cover the latency of two multiply-add units (4 or 5 cycles each), few enough for 16 registers.
     private const int Chains = 12;
-    private const int Rounds = 5;
+    private const int UsualRounds = 5;
     private const double RoundSeconds = 0.1;
     private const int BatchSteps = 10_000;
 
     /// <summary>Measures the float32 peak of some threads together, in 10⁹ operations a second; takes about half a second.</summary>
     /// <param name="threads">How many threads work at once.</param>
-    /// <remarks>A lane's fused multiply-add counts two operations. The best of five rounds, since a peak only ever reads low.</remarks>
-    public static double MeasureGflops(int threads)
+    /// <param name="rounds">Rounds, of a tenth of a second each, of which the best counts, since a peak only ever reads low.</param>
+    /// <remarks>A lane's fused multiply-add counts two operations.</remarks>
+    public static double MeasureGflops(int threads, int rounds = UsualRounds)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(threads);
         (Func<int, float> batch, int lanes) = Choose();
@@ -29,7 +30,7 @@ internal static class HostPeak
         }
 
         double best = 0;
-        for (int round = 0; round < Rounds; round++)
+        for (int round = 0; round < rounds; round++)
         {
             best = Math.Max(best, MeasureRound(threads, batch, lanes));
         }
