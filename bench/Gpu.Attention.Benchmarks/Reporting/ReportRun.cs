@@ -86,8 +86,7 @@ internal sealed class ReportRun
             return 1;
         }
 
-        Say("the host's limits");
-        _limits.Measure();
+        MeasureLimits();
         using var tensors = new ReportTensors(Math.Max(Scale.MaxLength, Scale.MaxPosition));
         _load.Start();
         ReportFile report = Measure(operators, tensors, noBackward is null, checks);
@@ -134,13 +133,11 @@ internal sealed class ReportRun
         series.Run();
         Say("tokens of a stream");
         IReadOnlyList<DecodeLine> decode = DecodeSeries.Run(_device, Scale, tensors);
-        Say("the host's limits again");
-        _limits.Measure();
+        MeasureLimits();
         Say("memory");
         List<MemoryLine> memory = [.. MemorySeries.Run(_device, Scale, (map, pass) => longest.GetValueOrDefault((map, pass)))];
         IReadOnlyList<MillionLine> million = Million();
-        Say("the host's limits once more");
-        _limits.Measure();
+        MeasureLimits();
         IReadOnlyList<TimeLine> times = series.Lines(IsHost ? _limits.Best.PeakGflopsAllCores : null);
         return new ReportFile
         {
@@ -166,6 +163,15 @@ internal sealed class ReportRun
 
         bool HasCurve(string map, string pass) =>
             map is MapNames.Favor or MapNames.Elu or MapNames.Exact || (map == MapNames.Copy && pass == Passes.Forward && IsHost);
+    }
+
+    private void MeasureLimits()
+    {
+        if (!Scale.LimitsOnce || _limits.Best.PeakGflopsOneCore == 0)
+        {
+            Say("the host's limits");
+            _limits.Measure();
+        }
     }
 
     private IReadOnlyList<MillionLine> Million()

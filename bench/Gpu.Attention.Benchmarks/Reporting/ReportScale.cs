@@ -6,8 +6,8 @@ internal sealed record ReportScale
     /// <summary>Seconds: that everything works, not what it costs.</summary>
     public static readonly ReportScale Quick = new()
     {
-        Name = "quick", MinLength = 64, MaxLength = 512, LongestCallSeconds = 0.1, SampleSeconds = 0.002, Rounds = 3, BudgetSeconds = 3,
-        MapLength = 256, MaxPosition = 256, DecodeRounds = 3, MemoryLengths = [512, 4096], PeerLengths = [256], PeerRounds = 1,
+        Name = "quick", MinLength = 64, MaxLength = 1_024, LongestCallSeconds = 0.1, SampleSeconds = 0.002, Rounds = 3, BudgetSeconds = 3,
+        MapLength = 256, MaxPosition = 256, DecodeRounds = 3, MemoryLengths = [1_024], LimitsOnce = true, PeerLengths = [256], PeerRounds = 1,
     };
 
     /// <summary>Three minutes at most.</summary>
@@ -55,6 +55,9 @@ internal sealed record ReportScale
 
     /// <summary>Samples of a million tokens; 0 for none.</summary>
     public int MillionRounds { get; init; }
+
+    /// <summary>True to measure the host's limits at the beginning alone.</summary>
+    public bool LimitsOnce { get; init; }
 
     /// <summary>Where the process's memory is measured.</summary>
     public required int[] MemoryLengths { get; init; }
