@@ -112,6 +112,48 @@ public sealed class DeviceTests : IDisposable
         Assert.All(expected.Zip(actual), pair => Assert.Equal(pair.First, pair.Second, 1e-5f));
     }
 
+    // Whether the device has a backward pass of its own or the host takes over, both passes' devices are named.
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("softmax")]
+    public void Gradients_OnTheSimulator_AreWhatTheHostMakesOfThem(string features)
+    {
+        RequireSimulator();
+        string[] how = ["--features", features, "--causal", .. features == FeatureKind.Softmax ? (string[])[] : ["--num-features", "16"]];
+        _folder.WriteArray("do.npy", [1, 9, 2, 5], TestData.Normal(4, Shape.OutputElements));
+        JsonElement host = Run("host", "cpu");
+        JsonElement simulator = Run("simulator", "simulator");
+        Assert.Empty(host.GetProperty("fallbacks").EnumerateArray());
+        Assert.StartsWith("Simulator", simulator.GetProperty("device").GetString());
+        bool isOnTheHost = simulator.GetProperty("backward").GetProperty("device").GetString()!.StartsWith("Cpu", StringComparison.Ordinal);
+        Assert.Equal(isOnTheHost ? 1 : 0, simulator.GetProperty("fallbacks").GetArrayLength());
+        foreach (string gradient in new[] { "dq", "dk", "dv" })
+        {
+            float[] expected = NpyFile.Read(_folder[$"host.{gradient}.npy"]).Data;
+            float[] actual = NpyFile.Read(_folder[$"simulator.{gradient}.npy"]).Data;
+            Assert.All(expected.Zip(actual), pair => Assert.Equal(pair.First, pair.Second, 1e-5f));
+        }
+
+        JsonElement Run(string name, string device) => Assert.Single(CommandRun.Of(
+        [
+            .. Attend($"{name}.npy"), .. how, "--device", device, "--output-gradient", _folder["do.npy"], "--query-gradient", _folder[$"{name}.dq.npy"],
+            "--key-gradient", _folder[$"{name}.dk.npy"], "--value-gradient", _folder[$"{name}.dv.npy"], "--json",
+        ]).Json());
+    }
+
+    [Fact]
+    public void Bench_WithTheBackwardPassOnTheSimulator_NamesWhereEachPassRan()
+    {
+        RequireSimulator();
+        JsonElement result = Assert.Single(CommandRun.OfLine(SmallBench + "--backward --device simulator").Json());
+        Assert.True(result.GetProperty("passed").GetBoolean());
+        Assert.StartsWith("simulator", result.GetProperty("deviceId").GetString());
+        Assert.Equal(
+            result.GetProperty("backwardDeviceId").GetString() == result.GetProperty("deviceId").GetString() ? 0 : 1, result.GetProperty("fallbacks").GetArrayLength());
+        Assert.True(result.GetProperty("bothMs").GetDouble() > result.GetProperty("ms").GetDouble());
+        Assert.Equal(JsonValueKind.Null, result.GetProperty("bothPeakShare").ValueKind);
+    }
+
     [Fact]
     public void Attend_ABudgetOnTheHost_IsNoted()
     {

@@ -69,7 +69,7 @@ internal sealed record BenchResult
 
     public double? FastestBothMs { get; init; }
 
-    /// <summary>Both together over the forward pass.</summary>
+    /// <summary>The medians of both, added, over that of the forward pass.</summary>
     public double? TimesForward { get; init; }
 
     public double? BothGflops { get; init; }

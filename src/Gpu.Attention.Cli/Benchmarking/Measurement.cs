@@ -100,12 +100,13 @@ internal static class Measurement
             TokensPerSecond = (double)problem.Shape.Batch * problem.Shape.QueryLength / (milliseconds / 1e3),
         };
         double bothMilliseconds = Median(both);
+        double backwardMilliseconds = Median(backwards);
         return backward is null ? result : result with
         {
-            BackwardMs = Median(backwards),
+            BackwardMs = backwardMilliseconds,
             BothMs = bothMilliseconds,
             FastestBothMs = both.Min(),
-            TimesForward = bothMilliseconds / milliseconds,
+            TimesForward = (milliseconds + backwardMilliseconds) / milliseconds,
             BothGflops = (problem.Flops() + problem.BackwardFlops()) / bothMilliseconds / 1e6,
         };
     }
