@@ -18,6 +18,8 @@ switch (args)
         return StepTable.Run(rest);
     case ["backward", .. string[] rest]:
         return BackwardTable.Run(rest);
+    case ["stages", .. string[] rest]:
+        return StageTable.Run(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:
