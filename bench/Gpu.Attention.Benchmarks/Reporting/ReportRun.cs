@@ -131,6 +131,8 @@ internal sealed class ReportRun
 
         Say("timing, all cases in turn");
         series.Run();
+        Say("stages of the host engine");
+        IReadOnlyList<StageLine> stages = IsHost ? [.. StageTable.Lines(Scale.MapLength, peakGflops: 1)] : [];
         Say("tokens of a stream");
         IReadOnlyList<DecodeLine> decode = DecodeSeries.Run(_device, Scale, tensors);
         MeasureLimits();
@@ -156,6 +158,7 @@ internal sealed class ReportRun
             Times = times,
             Slopes = [.. Curves.Slopes(times)],
             Crossovers = [.. Curves.Crossovers(times)],
+            Stages = [.. stages.Select(s => s with { PeakShare = s.PeakShare / _limits.Best.PeakGflopsOneCore })],
             Memory = memory,
             Decode = decode,
             Million = million,
