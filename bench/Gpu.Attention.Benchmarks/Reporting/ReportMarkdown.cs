@@ -151,7 +151,7 @@ internal static class ReportMarkdown
 
     private static Document? Peak(ReportFile report) => !report.Times.Any(t => t.PeakShare is not null) ? null : new Document("Share of the peak")
         .Show(new Picture("Share of the cores' multiply-add peak against length", ReportCharts.ShareOfPeak))
-        .Say("Of the best fused multiply-add rate that all cores together showed in this run, at its beginning, in its middle and at its end.");
+        .Say("Of the best fused multiply-add rate that all cores together showed in this run, at its beginning and end and after every round.");
 
     private static Document? Stages(ReportFile report)
     {

@@ -130,7 +130,7 @@ internal sealed class ReportRun
         }
 
         Say("timing, all cases in turn");
-        series.Run();
+        series.Run(afterRound: _limits.MeasurePeakOnce);
         Say("stages of the host engine");
         IReadOnlyList<StageLine> stages = IsHost ? [.. StageTable.Lines(Scale.MapLength, peakGflops: 1)] : [];
         Say("tokens of a stream");

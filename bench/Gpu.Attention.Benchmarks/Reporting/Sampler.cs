@@ -64,7 +64,8 @@ internal static class Sampler
     /// <param name="rounds">Rounds.</param>
     /// <param name="sampleSeconds">What a sample takes, if a call does not take longer.</param>
     /// <param name="budgetSeconds">After this, no round beyond the third is begun.</param>
-    public static void Run(IReadOnlyCollection<Sample> samples, int rounds, double sampleSeconds, double budgetSeconds = double.PositiveInfinity)
+    /// <param name="afterRound">What else has its turn.</param>
+    public static void Run(IReadOnlyCollection<Sample> samples, int rounds, double sampleSeconds, double budgetSeconds, Action afterRound)
     {
         long begin = Stopwatch.GetTimestamp();
         for (int round = 0; round < rounds; round++)
@@ -78,6 +79,8 @@ internal static class Sampler
             {
                 sample.Take(sampleSeconds);
             }
+
+            afterRound();
         }
     }
 }

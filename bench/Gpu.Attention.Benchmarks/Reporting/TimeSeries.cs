@@ -50,10 +50,9 @@ internal sealed class TimeSeries(ReportScale scale, ReportTensors tensors)
     }
 
     /// <summary>Takes the samples, the cases of a length one after the other.</summary>
-    public void Run()
-    {
-        Sampler.Run([.. _samples.OrderBy(s => s.Length).Select(s => s.Sample)], scale.Rounds, scale.SampleSeconds, scale.BudgetSeconds);
-    }
+    /// <param name="afterRound">What else has its turn.</param>
+    public void Run(Action afterRound) =>
+        Sampler.Run([.. _samples.OrderBy(s => s.Length).Select(s => s.Sample)], scale.Rounds, scale.SampleSeconds, scale.BudgetSeconds, afterRound);
 
     /// <summary>The lines, given the host's peak where shares of it mean something.</summary>
     public IReadOnlyList<TimeLine> Lines(double? peakGflops) =>
