@@ -42,12 +42,7 @@ internal static class PeerComparison
             foreach (int length in scale.PeerLengths)
             {
                 AttentionShape shape = ReportTensors.Shape(length);
-                Action forward = attention.ForwardCall(shape, tensors);
-                Action call = !isTraining ? forward : () =>
-                {
-                    attention.Forward(shape, tensors);
-                    attention.Backward(shape, tensors);
-                };
+                Action call = isTraining ? attention.TrainingCall(shape, tensors) : attention.ForwardCall(shape, tensors);
                 samples.Add((name, length), new Sample(call, Sampler.Warm(call)));
             }
         }

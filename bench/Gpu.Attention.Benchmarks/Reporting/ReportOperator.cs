@@ -11,7 +11,7 @@ internal sealed class ReportOperator : IDisposable
     private readonly ComputeDevice _device;
     private readonly LinearAttention? _linear;
     private readonly SoftmaxAttention? _exact;
-    private readonly Dictionary<int, DeviceTensor[]> _deviceTensors = [];
+    private readonly Dictionary<int, List<DeviceTensor>> _deviceTensors = [];
 
     public ReportOperator(ComputeDevice device, string map, bool causal)
     {
@@ -45,8 +45,28 @@ internal sealed class ReportOperator : IDisposable
             return () => Forward(shape, tensors);
         }
 
-        DeviceTensor[] on = OnDevice(shape, tensors);
+        DeviceTensor[] on = OnDevice(shape, tensors, hasGradients: false);
         return _exact is null ? () => _linear!.Forward(on[0], on[1], on[2], on[3]) : () => _exact.Forward(on[0], on[1], on[2], on[3]);
+    }
+
+    /// <summary>Forward and backward, on the same memory.</summary>
+    public Action TrainingCall(AttentionShape shape, ReportTensors tensors)
+    {
+        if (_device.Info.Kind == DeviceKind.Cpu)
+        {
+            return () =>
+            {
+                Forward(shape, tensors);
+                Backward(shape, tensors);
+            };
+        }
+
+        Action forward = ForwardCall(shape, tensors);
+        DeviceTensor[] on = OnDevice(shape, tensors, hasGradients: true);
+        Action backward = _exact is null
+            ? () => _linear!.Backward(on[0], on[1], on[2], on[3], on[4], on[5], on[6], on[7])
+            : () => _exact.Backward(on[0], on[1], on[2], on[3], on[4], on[5], on[6], on[7]);
+        return forward + backward;
     }
 
     /// <summary>Forward on host memory.</summary>
@@ -127,22 +147,24 @@ internal sealed class ReportOperator : IDisposable
         });
     }
 
-    private DeviceTensor[] OnDevice(AttentionShape shape, ReportTensors tensors)
+    private DeviceTensor[] OnDevice(AttentionShape shape, ReportTensors tensors, bool hasGradients)
     {
-        if (!_deviceTensors.TryGetValue(shape.QueryLength, out DeviceTensor[]? on))
+        nint[] sizes = [1, shape.QueryLength, shape.Heads, shape.KeyDimension];
+        long count = shape.QueryElements;
+        if (!_deviceTensors.TryGetValue(shape.QueryLength, out List<DeviceTensor>? on))
         {
-            nint[] sizes = [1, shape.QueryLength, shape.Heads, shape.KeyDimension];
-            long count = shape.QueryElements;
-            on =
-            [
-                DeviceTensor.From(_device, new ReadOnlyTensorSpan<float>(tensors.Query(count), sizes)),
-                DeviceTensor.From(_device, new ReadOnlyTensorSpan<float>(tensors.Key(count), sizes)),
-                DeviceTensor.From(_device, new ReadOnlyTensorSpan<float>(tensors.Value(count), sizes)),
-                DeviceTensor.Allocate(_device, sizes),
-            ];
+            on = [Upload(tensors.Query(count)), Upload(tensors.Key(count)), Upload(tensors.Value(count)), DeviceTensor.Allocate(_device, sizes)];
             _deviceTensors.Add(shape.QueryLength, on);
         }
 
-        return on;
+        if (hasGradients && on.Count == 4)
+        {
+            on.Add(Upload(tensors.OutputGradient(count)));
+            on.AddRange([DeviceTensor.Allocate(_device, sizes), DeviceTensor.Allocate(_device, sizes), DeviceTensor.Allocate(_device, sizes)]);
+        }
+
+        return [.. on];
+
+        DeviceTensor Upload(ReadOnlySpan<float> rows) => DeviceTensor.From(_device, new ReadOnlyTensorSpan<float>(rows, sizes));
     }
 }

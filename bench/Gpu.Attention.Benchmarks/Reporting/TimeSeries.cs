@@ -38,12 +38,7 @@ internal sealed class TimeSeries(ReportScale scale, ReportTensors tensors)
         }
 
         AttentionShape shape = ReportTensors.Shape(length);
-        Action forward = attention.ForwardCall(shape, tensors);
-        Action call = pass == Passes.Forward ? forward : () =>
-        {
-            attention.Forward(shape, tensors);
-            attention.Backward(shape, tensors);
-        };
+        Action call = pass == Passes.Forward ? attention.ForwardCall(shape, tensors) : attention.TrainingCall(shape, tensors);
         double seconds = Sampler.Warm(call);
         _samples.Add((attention, pass, length, new Sample(call, seconds)));
         return seconds;
