@@ -1,10 +1,15 @@
 using BenchmarkDotNet.Reports;
 using BenchmarkDotNet.Running;
 using Gpu.Attention.Benchmarks;
+using Gpu.Attention.Benchmarks.Reporting;
 
 // BenchmarkDotNet takes every command line but these; bench/README.md says what each measures.
 switch (args)
 {
+    case ["report", .. string[] rest]:
+        return ReportRun.Run(rest);
+    case [MemoryProbe.Mode, .. string[] rest]:
+        return MemoryProbe.Run(rest);
     case ["peer-table", .. string[] rest]:
         return PeerTable.Run(rest);
     case ["linearity", .. string[] rest]:
@@ -13,6 +18,8 @@ switch (args)
         return StepTable.Run(rest);
     case ["backward", .. string[] rest]:
         return BackwardTable.Run(rest);
+    case ["stages", .. string[] rest]:
+        return StageTable.Run(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:

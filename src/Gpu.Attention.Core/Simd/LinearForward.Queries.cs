@@ -6,7 +6,7 @@ using State = Gpu.Attention.LinearLayout.State;
 namespace Gpu.Attention;
 
 // Queries: their features, what they read of a state and of the chunk that they see a part of, and what is written of it.
-internal sealed unsafe partial class LinearForward<TV>
+internal unsafe partial class LinearForward<TV>
 {
     /// <summary>Every block that reads nothing but a state.</summary>
     private void ReadStateBlocks(long chain, State state, Scratch scratch)
@@ -166,7 +166,7 @@ internal sealed unsafe partial class LinearForward<TV>
         }
     }
 
-    private void WriteOutput(void* output, int n, nint stride, Scratch scratch)
+    private protected void WriteOutput(void* output, int n, nint stride, Scratch scratch)
     {
         int dv = _problem.Shape.ValueDimension;
         bool isFloat = _problem.Storage == ElementType.Single;

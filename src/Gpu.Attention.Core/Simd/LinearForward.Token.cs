@@ -7,7 +7,7 @@ namespace Gpu.Attention;
 
 // One token against a caller's state: every element of S is read once and written once, where it lies. The arithmetic is that of a chunk of
 // one token, step for step, so the bits are too; "One token" in README.md says why.
-internal sealed unsafe partial class LinearForward<TV>
+internal unsafe partial class LinearForward<TV>
 {
     /// <summary>What a sweep over a state does.</summary>
     private interface ISweep

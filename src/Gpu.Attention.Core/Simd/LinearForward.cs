@@ -7,7 +7,7 @@ namespace Gpu.Attention;
 
 /// <summary>The forward pass of linear attention on the host; <c>Simd/README.md</c> derives it.</summary>
 /// <remarks>Shape tags: C tokens of a chunk, r features, d inputs, dv values; strides round up to whole vectors.</remarks>
-internal sealed unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTokens) : LinearPass<TV>, IParallelBody, IForwardPass
+internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTokens) : LinearPass<TV>, IParallelBody, IForwardPass
     where TV : struct, ISimdVector<TV>
 {
     private Phase _phase;

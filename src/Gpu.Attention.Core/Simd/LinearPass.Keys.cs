@@ -13,8 +13,7 @@ internal abstract unsafe partial class LinearPass<TV>
         int n = KeyTokens(Place(chain), chunk).Count;
         if (ReadKeys(chain, chunk, keys, scratch))
         {
-            MicroKernel<TV>.Multiply(
-                _layout.Features, _layout.ValueStride, n, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, keys.Delta, _layout.ValueStride, false);
+            SumKeys(n, keys);
         }
         else
         {
@@ -25,14 +24,25 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>A chunk's values, and its key features with their sums. False when its log features rise too far for one scale.</summary>
     private protected bool ReadKeys(long chain, int chunk, Keys keys, Scratch scratch)
     {
+        TokenList tokens = KeyTokens(Place(chain), chunk);
+        StartChunk(chain, chunk, keys);
+        LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
+        return FinishKeyFeatures(chain, tokens.Count, keys, scratch);
+    }
+
+    /// <summary>A chunk's values.</summary>
+    private protected void StartChunk(long chain, int chunk, Keys keys)
+    {
         int place = Place(chain);
-        TokenList tokens = KeyTokens(place, chunk);
-        int n = tokens.Count;
         *keys.Irregular = 0;
         new Span<float>(keys.DeltaZ + _layout.Features, _layout.FeatureStride - _layout.Features).Clear();
         StoredRows.Copy(
-            _buffers.Value, BatchRow(place), KeyHead(chain), tokens, _problem.Shape.ValueDimension, keys.Values, _layout.ValueStride);
-        LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
+            _buffers.Value, BatchRow(place), KeyHead(chain), KeyTokens(place, chunk), _problem.Shape.ValueDimension, keys.Values, _layout.ValueStride);
+    }
+
+    /// <summary>Features of projected keys, with their sums. False when log features rise too far for one scale.</summary>
+    private protected bool FinishKeyFeatures(long chain, int n, Keys keys, Scratch scratch)
+    {
         switch (_mode)
         {
             case FeatureMode.Direct:
@@ -45,6 +55,10 @@ internal abstract unsafe partial class LinearPass<TV>
                 return ExponentiateKeys(n, keys, scratch);
         }
     }
+
+    /// <summary>K̂ᵀV.</summary>
+    private protected void SumKeys(int n, Keys keys) => MicroKernel<TV>.Multiply(
+        _layout.Features, _layout.ValueStride, n, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, keys.Delta, _layout.ValueStride, false);
 
     /// <summary>W x' of every key, as columns, and each key's row term.</summary>
     private protected void LinearKeyFeatures(long chain, TokenList tokens, float* target, Scratch scratch)

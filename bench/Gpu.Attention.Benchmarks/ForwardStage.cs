@@ -1,0 +1,40 @@
+namespace Gpu.Attention.Benchmarks;
+
+/// <summary>What a causal forward pass does with a chunk, in this order.</summary>
+internal enum ForwardStage
+{
+    /// <summary>Values are copied.</summary>
+    Values,
+
+    /// <summary>Keys are turned and projected.</summary>
+    ProjectKeys,
+
+    /// <summary>Key features, and their sums.</summary>
+    KeyFeatures,
+
+    /// <summary>K̂ᵀV.</summary>
+    Reduce,
+
+    /// <summary>The state is brought to the chunk's scale and takes its sums up.</summary>
+    State,
+
+    /// <summary>Queries are projected.</summary>
+    ProjectQueries,
+
+    /// <summary>Query features, and their normalisers.</summary>
+    QueryFeatures,
+
+    /// <summary>Q̂K̂ᵀ as far as rows see.</summary>
+    Scores,
+
+    /// <summary>Q̂S.</summary>
+    Read,
+
+    /// <summary>Scores times values.</summary>
+    ReadChunk,
+
+    /// <summary>The quotient, written.</summary>
+    Write,
+
+    Count,
+}
