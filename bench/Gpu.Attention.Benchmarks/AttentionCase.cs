@@ -1,7 +1,7 @@
 namespace Gpu.Attention.Benchmarks;
 
 /// <summary>One problem: B = 1, H = 8, d = dv = 64, float32; FAVOR+ with m = 256.</summary>
-/// <param name="Features"><c>favor</c>, <c>elu</c> or <c>softmax</c>.</param>
+/// <param name="Features"><c>favor</c>, <c>favor-hyperbolic</c> (128 rows and their negatives), <c>elu</c>, <c>relu</c> or <c>softmax</c>.</param>
 /// <param name="Causal">True when query i sees keys 0..i only.</param>
 /// <param name="Length">Tokens.</param>
 public sealed record AttentionCase(string Features, bool Causal, int Length) : IWork
@@ -9,7 +9,7 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
     public const int Heads = 8;
     public const int Dimension = 64;
     public const int NumFeatures = 256;
-    private const ulong Seed = 42;
+    internal const ulong Seed = 42;
 
     public AttentionShape Shape => new(batch: 1, Length, Heads, Dimension);
 
@@ -19,14 +19,20 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
     public double BackwardFlops =>
         IsExact ? OperationCount.SoftmaxBackward(Shape, Causal) : OperationCount.LinearBackward(Shape, ProjectionRows, FeatureDimension, Causal);
 
-    internal FeatureMap Map =>
-        Features == "favor" ? FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)) : FeatureMap.EluPlusOne;
+    internal FeatureMap Map => Features switch
+    {
+        "favor" => FeatureMap.FavorPlus(RandomProjection.Orthogonal(NumFeatures, Dimension, Seed)),
+        "favor-hyperbolic" => FeatureMap.FavorPlusHyperbolic(RandomProjection.Orthogonal(NumFeatures / 2, Dimension, Seed)),
+        "elu" => FeatureMap.EluPlusOne,
+        "relu" => FeatureMap.Relu(),
+        _ => throw new InvalidOperationException($"{Features} has no feature map."),
+    };
 
     private bool IsExact => Features == "softmax";
 
-    private int ProjectionRows => Features == "favor" ? NumFeatures : 0;
+    private int ProjectionRows => Features switch { "favor" => NumFeatures, "favor-hyperbolic" => NumFeatures / 2, _ => 0 };
 
-    private int FeatureDimension => Features == "favor" ? NumFeatures : Dimension;
+    private int FeatureDimension => Features is "favor" or "favor-hyperbolic" ? NumFeatures : Dimension;
 
     public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
 

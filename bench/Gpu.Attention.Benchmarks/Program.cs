@@ -1,10 +1,15 @@
 using BenchmarkDotNet.Reports;
 using BenchmarkDotNet.Running;
 using Gpu.Attention.Benchmarks;
+using Gpu.Attention.Benchmarks.Reporting;
 
 // BenchmarkDotNet takes every command line but these; bench/README.md says what each measures.
 switch (args)
 {
+    case ["report", .. string[] rest]:
+        return ReportRun.Run(rest);
+    case [MemoryProbe.Mode, .. string[] rest]:
+        return MemoryProbe.Run(rest);
     case ["peer-table", .. string[] rest]:
         return PeerTable.Run(rest);
     case ["linearity", .. string[] rest]:

@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Runtime.Intrinsics;
+using Gpu.Attention.Benchmarks.Reporting;
 
 namespace Gpu.Attention.Benchmarks;
 
@@ -20,31 +21,43 @@ internal static class StageTable
 
         Console.WriteLine(Machine.Describe());
         double peak = HostPeak.MeasureGflops(1);
+        foreach (var map in Lines(length, peak).GroupBy(l => l.Map))
+        {
+            Console.WriteLine();
+            Console.WriteLine(string.Create(
+                CultureInfo.InvariantCulture, $"{new AttentionCase(map.Key, true, length)}, one thread of {peak:0} GFLOP/s at best; a token of a head"));
+            Console.WriteLine();
+            Console.WriteLine("| stage | operations | ns | GFLOP/s | share of peak |");
+            Console.WriteLine("| --- | ---: | ---: | ---: | ---: |");
+            foreach (StageLine line in map)
+            {
+                string rate = line.PeakShare is not { } share ? "| |" : string.Create(CultureInfo.InvariantCulture, $"{line.Operations / line.Nanoseconds:0} | {share:P0} |");
+                Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"| {line.Stage} | {line.Operations:0} | {line.Nanoseconds:0.0} | {rate}"));
+            }
+        }
+
+        return 0;
+    }
+
+    /// <summary>The stages, and all of them together, of FAVOR+ and of elu+1: the fastest of fifteen passes each.</summary>
+    /// <param name="length">Tokens.</param>
+    /// <param name="peakGflops">One core's peak.</param>
+    public static IEnumerable<StageLine> Lines(int length, double peakGflops)
+    {
         foreach (string features in new[] { "favor", "elu" })
         {
             var work = new AttentionCase(features, Causal: true, length);
             double[] seconds = Measure(work);
             double tokens = (double)work.Length * AttentionCase.Heads;
-            Console.WriteLine();
-            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"{work}, one thread of {peak:0} GFLOP/s at best; a token of a head"));
-            Console.WriteLine();
-            Console.WriteLine("| stage | operations | ns | GFLOP/s | share of peak |");
-            Console.WriteLine("| --- | ---: | ---: | ---: | ---: |");
             for (var stage = ForwardStage.Values; stage < ForwardStage.Count; stage++)
             {
-                Write(stage.ToString(), Operations(stage, features == "favor"), seconds[(int)stage] / tokens);
+                yield return Line(stage.ToString(), Operations(stage, features == "favor"), seconds[(int)stage] / tokens * 1e9);
             }
 
-            Write("all", work.Flops / tokens, seconds.Sum() / tokens);
-        }
+            yield return Line("all", work.Flops / tokens, seconds.Sum() / tokens * 1e9);
 
-        return 0;
-
-        void Write(string stage, double operations, double seconds)
-        {
-            string rate = operations == 0 ? "| |" : string.Create(
-                CultureInfo.InvariantCulture, $"{operations / seconds * 1e-9:0} | {operations / seconds * 1e-9 / peak:P0} |");
-            Console.WriteLine(string.Create(CultureInfo.InvariantCulture, $"| {stage} | {operations:0} | {seconds * 1e9:0.0} | {rate}"));
+            StageLine Line(string stage, double operations, double nanoseconds) =>
+                new(features, Passes.Forward, stage, nanoseconds, operations, operations == 0 ? null : operations / nanoseconds / peakGflops);
         }
     }
 

@@ -42,6 +42,9 @@ public sealed record LineChart(string Title, Axis X, Axis Y, IReadOnlyList<Serie
     /// <summary>What the chart shows, for those who cannot see it.</summary>
     public string Description { get; init; } = "";
 
+    /// <summary>Lines under the chart: where it was measured, and with which command.</summary>
+    public IReadOnlyList<string> Caption { get; init; } = [];
+
     /// <summary>The width in user units; the legend takes its part of it.</summary>
     public int Width { get; init; } = 760;
 
@@ -59,7 +62,8 @@ public sealed record LineChart(string Title, Axis X, Axis Y, IReadOnlyList<Serie
         var frame = new Frame(Left, Top, Width - legendWidth, Height - Bottom, x, y);
 
         var svg = new SvgWriter();
-        svg.Open("svg", ("xmlns", "http://www.w3.org/2000/svg"), ("viewBox", $"0 0 {Width} {Height}"), ("role", "img"));
+        var caption = new Caption(Caption, Width);
+        svg.Open("svg", ("xmlns", "http://www.w3.org/2000/svg"), ("viewBox", $"0 0 {Width} {SvgWriter.Number(Height + caption.Height)}"), ("role", "img"));
         svg.Text("title", Title);
         string names = string.Join(", ", Series.Select(s => s.Name));
         svg.Text("desc", Description.Length > 0 ? Description : $"{Y.Label} against {X.Label}: {names}.");
@@ -73,6 +77,7 @@ public sealed record LineChart(string Title, Axis X, Axis Y, IReadOnlyList<Serie
             WriteLegendEntry(svg, frame.Right + 16, Top + 10 + (index * LegendLine), Series[index].Name, stroke);
         }
 
+        caption.Write(svg, Height);
         svg.Close();
         return svg.ToString();
     }

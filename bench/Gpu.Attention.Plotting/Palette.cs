@@ -17,14 +17,15 @@ internal static class Palette
     {
         var css = new StringBuilder();
         css.Append("text{font:12px system-ui,\"Segoe UI\",\"DejaVu Sans\",sans-serif;fill:#24292f}");
-        css.Append(".heading{font-size:14px;font-weight:600}");
+        css.Append(".heading{font-size:14px;font-weight:600}.caption{font-size:11px}");
+        css.Append(".bar{stroke:none}");
         css.Append("line,polyline{fill:none;stroke-width:2;stroke-linejoin:round}");
         css.Append("line.axis{stroke:#57606a;stroke-width:1}line.grid{stroke:#8c959f;stroke-opacity:.35;stroke-width:1}");
         css.Append("line.minor{stroke:#8c959f;stroke-opacity:.15;stroke-width:1}line.error{stroke-width:1;stroke-dasharray:none}");
         css.Append(".ref{stroke:#57606a;stroke-dasharray:5 4}");
         for (int i = 0; i < Colors.Length; i++)
         {
-            css.Append(System.Globalization.CultureInfo.InvariantCulture, $".s{i}{{stroke:{Colors[i]}}}.s{i} .dot{{fill:{Colors[i]}}}");
+            css.Append(System.Globalization.CultureInfo.InvariantCulture, $".s{i}{{stroke:{Colors[i]}}}.s{i} .dot,.s{i} .bar{{fill:{Colors[i]}}}");
         }
 
         css.Append("@media(prefers-color-scheme:dark){text{fill:#e6edf3}line.axis,.ref{stroke:#b1bac4}}");

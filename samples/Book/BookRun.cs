@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using Gpu.Attention.Plotting;
 
 namespace Gpu.Attention.Samples.Book;
 

@@ -3,7 +3,7 @@ using System.Diagnostics;
 using System.Globalization;
 using System.Runtime.InteropServices;
 using Gpu.Attention.Plotting;
-using static Gpu.Attention.Samples.Book.Numbers;
+using static Gpu.Attention.Plotting.Numbers;
 
 namespace Gpu.Attention.Samples.Book;
 

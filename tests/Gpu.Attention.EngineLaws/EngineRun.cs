@@ -64,13 +64,13 @@ internal static class EngineRun
     }
 
     /// <summary>
-    /// Runs a backward pass with just the workspace that it asks for; also the gradient of the initial state, at that state's scale. The final state's gradient
+    /// Runs a backward pass; also the gradient of the initial state, at that state's scale. The final state's gradient
     /// has the scale that the forward pass left; an output gradient of null is left out.
     /// </summary>
     public static (AttentionGradients Gradients, AttentionState? Initial) Backward(
         IAttentionEngine engine, EngineMemory memory, AttentionProblem problem, float[] query, float[] key, float[] value, float[] output,
         float[]? outputGradient, AttentionState? initialState = null, AttentionState? finalGradient = null, Wanted wanted = Wanted.All,
-        long workspaceDeficit = 0)
+        long? workspaceBytes = null)
     {
         problem = problem with { HasInitialState = initialState is not null, WantsFinalState = finalGradient is not null };
         AttentionShape shape = problem.Shape;
@@ -81,8 +81,7 @@ internal static class EngineRun
         PlacedBuffer?[] gradients = [.. sizes.Select((size, n) => wanted.HasFlag((Wanted)(1 << n))
             ? memory.Place(new PoisonedBuffer(StoredTensor.WordsOf(size, problem.Storage), misalignment: 7 - (2 * n)))
             : null)];
-        long workspaceBytes = engine.BackwardWorkspaceBytes(problem) - workspaceDeficit;
-        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer((workspaceBytes + 3) / 4, misalignment: 1));
+        using PlacedBuffer workspace = memory.Place(new PoisonedBuffer(((workspaceBytes ?? engine.BackwardWorkspaceBytes(problem)) + 3) / 4, misalignment: 1));
         using PlacedState? initial = initialState is null ? null : new PlacedState(memory, initialState, hasContent: true);
         using PlacedState? final = finalGradient is null ? null : new PlacedState(memory, finalGradient, hasContent: true);
         AttentionState? stateGradient = wanted.HasFlag(Wanted.State) ? initialState?.Fork() : null;

@@ -9,7 +9,7 @@ using ILGPU.Runtime.OpenCL;
 namespace Gpu.Attention.Kernels.Tests;
 
 /// <summary>Operators on a caller's accelerator: cut to a small budget, on tensors and views of the device, and without a leak.</summary>
-public abstract class DeviceOperatorTests : IDisposable
+public abstract partial class DeviceOperatorTests : IDisposable
 {
     private readonly Accelerator _accelerator;
     private readonly AcceleratorStream _stream;

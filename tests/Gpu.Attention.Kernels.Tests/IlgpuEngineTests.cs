@@ -26,8 +26,6 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
     private protected override string[] Refused => ["softplus", "favor+ as jax"];
 
-    private protected override bool HasBackward => false;
-
     /// <summary>Every law leaves the device as it found it.</summary>
     public void Dispose()
     {
@@ -55,7 +53,9 @@ public abstract class IlgpuEngineTests : EngineLaws, IDisposable
 
         public EngineSupport SupportsBackward(AttentionProblem problem) => engine.SupportsBackward(problem);
 
-        public long BackwardWorkspaceBytes(AttentionProblem problem) => engine.BackwardWorkspaceBytes(problem);
+        public long BackwardWorkspaceBytes(AttentionProblem problem) => engine.MinimumBackwardWorkspaceBytes(problem);
+
+        public long MinimumBackwardWorkspaceBytes(AttentionProblem problem) => engine.MinimumBackwardWorkspaceBytes(problem);
 
         public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
             engine.Backward(problem, buffers, gradients);
@@ -196,6 +196,70 @@ public sealed class OpenCLEngineTests() : IlgpuEngineTests(TestAccelerators.Shar
         using var engine = new IlgpuEngine(
             TestAccelerators.SharedOpenCL(), new IlgpuEngineOptions { Tiling = Tiling.Chunk16Block8, BlockItems = shape.Batch });
         RequireAgreement(engine, problem, 78);
+    }
+
+    [Theory]
+    [InlineData(true, 1500, 6, 2, 100)]
+    [InlineData(true, 3000, 1, 1, 64)]
+    [InlineData(false, 1100, 4, 2, 48)]
+    public void Linear_gradients_agree_with_the_host_engine_s_at_realistic_sizes(bool causal, int length, int heads, int keyHeads, int valueDimension) =>
+        RequireLinearGradients(
+            new AttentionProblem
+            {
+                Shape = new AttentionShape(1, length, length, heads, keyHeads, 64, valueDimension),
+                Features = FeatureMap.FavorPlus(RandomProjection.Orthogonal(256, 64, seed: 1)).Lower(64, 0.125f),
+                Causal = causal,
+            },
+            std: 1);
+
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Linear_gradients_agree_with_the_host_engine_s_at_the_widest(bool causal) =>
+        RequireLinearGradients(
+            new AttentionProblem
+            {
+                Shape = new AttentionShape(1, 150, 150, 2, 1, 256, 130),
+                Features = FeatureMap.FavorPlus(RandomProjection.Orthogonal(1024, 256, seed: 1)).Lower(256, 0.0625f),
+                Causal = causal,
+            },
+            std: 1);
+
+    // Blocks of tokens that see one another, in packed sequences whose log features rise by hundreds within a chunk.
+    [Theory]
+    [InlineData(1)]
+    [InlineData(7)]
+    [InlineData(150)]
+    public void Linear_gradients_of_steep_chunks_under_a_layout_agree_with_the_host_engine_s(int causalBlock) =>
+        RequireLinearGradients(
+            new AttentionProblem
+            {
+                Shape = new AttentionShape(1, 400, 400, 4, 2, 16, 20),
+                Features = FeatureMap.FavorPlus(RandomProjection.Orthogonal(70, 16, seed: 1)).Lower(16, 0.25f),
+                Causal = true,
+                CausalBlock = causalBlock,
+                Layout = SequenceLayout.FromCuSeqlens([0, 250, 260, 400], [0, 250, 260, 400]),
+            },
+            std: 6);
+
+    private void RequireLinearGradients(AttentionProblem problem, double std)
+    {
+        (float[] q, float[] k, float[] v) = TestData.Inputs(problem.Shape, 81, std);
+        float[] g = TestData.Normal(82, problem.Shape.OutputElements);
+        var host = new SimdEngine();
+        float[] output = EngineRun.Forward(host, EngineMemory.Host, problem, q, k, v);
+        AttentionGradients expected = EngineRun.Backward(host, EngineMemory.Host, problem, q, k, v, output, g).Gradients;
+        AttentionGradients actual = EngineRun.Backward(Engine, Memory, problem, q, k, v, output, g).Gradients;
+        RequireClose("query", expected.Query, actual.Query);
+        RequireClose("key", expected.Key, actual.Key);
+        RequireClose("value", expected.Value, actual.Value);
+
+        void RequireClose(string name, float[] x, float[] y)
+        {
+            double largest = x.Max(e => (double)MathF.Abs(e));
+            double worst = x.Zip(y, (a, b) => (double)MathF.Abs(a - b)).Max();
+            Assert.True(worst <= 2e-5 * largest, $"the {name} gradient's largest difference {worst:g3} beside its largest element {largest:g3}");
+        }
     }
 
     private void RequireAgreement(IAttentionEngine engine, AttentionProblem problem, ulong seed)

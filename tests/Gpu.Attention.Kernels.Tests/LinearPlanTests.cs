@@ -27,6 +27,43 @@ public class LinearPlanTests
         }
     }
 
+    [Theory]
+    [MemberData(nameof(Sizes))]
+    public void Everything_in_a_backward_workspace_and_every_row_of_it_starts_at_a_quad(int chunk, int features, int dimension, int valueDimension, bool causal)
+    {
+        foreach (int blockItems in new[] { 1, 5, 100 })
+        {
+            var plan = new LinearBackwardPlan(Problem(new AttentionShape(3, 150, 150, 4, 2, dimension, valueDimension), features, causal), chunk, blockItems);
+            PropertyInfo[] offsets =
+            [
+                .. typeof(LinearBackwardPlan).GetProperties().Where(p => p.PropertyType == typeof(long) && p.Name != nameof(LinearBackwardPlan.Bytes)),
+            ];
+            Assert.Equal(44, offsets.Length);
+            Assert.All(offsets, offset => Assert.Equal(0, (long)offset.GetValue(plan)! * sizeof(float) % WorkspacePlan.Alignment));
+            Assert.Equal(0, plan.InputStride % chunk);
+        }
+    }
+
+    // A backward pass keeps a state before each block, and a block has at least as many chunks as there are blocks.
+    [Fact]
+    public void A_backward_workspace_grows_by_no_more_than_a_state_for_each_block_of_chunks()
+    {
+        AttentionProblem small = Problem(new AttentionShape(1, 10_000, 2, 64), 256, causal: true);
+        AttentionProblem large = Problem(new AttentionShape(300, 1_000_000, 2, 64), 256, causal: true);
+        AttentionProblem both = Problem(new AttentionShape(300, 1_000_000, 2, 64), 256, causal: false);
+        long state = 256 * (64 + 3) * sizeof(float);
+        foreach (int items in new[] { 1, 100, 1000 })
+        {
+            var plan = new LinearBackwardPlan(large, 64, items);
+            int blocks = ((plan.KeyChunks - 1) / plan.BlockChunks) + 1;
+            Assert.InRange(blocks, 1, plan.BlockChunks);
+            Assert.Equal(state, plan.StateFloats * sizeof(float) / plan.BlockChains);
+            Assert.InRange(plan.Bytes, 0, (long)Math.Max(items, plan.BlockChunks) * 2_000_000);
+            Assert.InRange(new LinearBackwardPlan(small, 64, items).Bytes, 0, plan.Bytes);
+            Assert.InRange(new LinearBackwardPlan(both, 64, items).Bytes, 0, (long)items * 2_000_000);
+        }
+    }
+
     [Fact]
     public void The_workspace_stops_growing_with_the_length_and_the_batch()
     {

@@ -17,7 +17,9 @@ internal static class PtxCode
         from causal in new[] { false, true }
         from isPlanned in new[] { false, true }
         from method in Activations.SelectMany(activation => LinearEntryPoints.For(tiling, activation, causal, isPlanned)!.Methods)
+            .Concat(Activations.SelectMany(activation => LinearBackwardEntryPoints.For(tiling, activation, causal).Methods))
             .Concat(SoftmaxEntryPoints.For(tiling, causal, isPlanned).Methods)
+            .Concat(SoftmaxBackwardEntryPoints.For(tiling, causal, isPlanned).Methods)
         select method).DistinctBy(NameOf).ToDictionary(NameOf);
 
     /// <summary>Compiles a kernel.</summary>

@@ -1,4 +1,5 @@
 using System.Xml.Linq;
+using Gpu.Attention.Plotting;
 using Gpu.Attention.Samples.Book;
 using Xunit;
 

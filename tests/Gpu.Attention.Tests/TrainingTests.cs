@@ -107,7 +107,7 @@ public sealed class TrainingTests
     [Fact]
     public void A_device_without_a_backward_pass_hands_over_to_the_host_and_says_so()
     {
-        var fake = new FakeDevice(1L << 30, QueueTiming.Eager);
+        var fake = new FakeDevice(1L << 30, QueueTiming.Eager) { BackwardRefusal = "there is no backward pass" };
         using ComputeDevice device = fake.Open();
         using var operation = new Operation("elu", device, causal: true);
         var shape = new AttentionShape(1, 8, 1, 4);

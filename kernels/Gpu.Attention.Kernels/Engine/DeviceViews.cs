@@ -263,6 +263,28 @@ internal struct ItemMap
     public readonly int Seen(int item, int row, int edge) =>
         Kind == Staircase ? Tables[Visible(item, edge) + row] - (KeyChunk(item) * edge) : row + 1;
 
+    /// <summary>The first of the items whose queries see a part of a chunk of keys.</summary>
+    /// <param name="keyItem">The item of keys.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly int FirstReader(int keyItem) => Kind == Staircase ? Reader(keyItem, 0) : keyItem;
+
+    /// <summary>One beyond the last of the items whose queries see a part of a chunk of keys.</summary>
+    /// <param name="keyItem">The item of keys.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public readonly int EndReader(int keyItem) => Kind == Staircase ? Reader(keyItem, 1) : keyItem + 1;
+
+    // The first of a staircase's items that sees a part of a key item's chunk, or of a later one.
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private readonly int Reader(int keyItem, int later)
+    {
+        int keyChunks = EndKeyChunk - FirstKeyChunk;
+        int chain = keyItem / keyChunks;
+        int place = PlaceOf(chain);
+        int blocks = BlockOf(place, FirstKeyChunk + (keyItem % keyChunks) + later) - BlockOf(place, FirstKeyChunk);
+        int block = (blocks / SequenceTables.BlockSize) - FirstChunk;
+        return (chain * Chunks) + (block < 0 ? 0 : block < Chunks ? block : Chunks);
+    }
+
     // Where a chain's place stands.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private readonly int PlaceOf(int chain) => (FirstChain + chain) / KeyHeads * SequenceTables.PlaceSize;

@@ -165,6 +165,7 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
                 return;
             }
 
+            BufferViews.RequireStates(problem, buffers);
             long workspaceBytes = buffers.Workspace.Length * sizeof(float);
             if (problem.Features is not { } features)
             {
@@ -186,14 +187,63 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
     }
 
     /// <inheritdoc/>
-    public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("the device engine has no backward pass yet");
+    public EngineSupport SupportsBackward(AttentionProblem problem)
+    {
+        EngineSupport forward = Supports(problem);
+        return !forward.IsSupported ? forward
+            : problem.Features is null ? SoftmaxBackwardPlan.WhyTooLarge(problem, _chunk) is { } reason ? EngineSupport.No(reason) : EngineSupport.Yes
+            : problem.Convention != ReferenceConvention.None
+                ? EngineSupport.No($"the {problem.Convention} convention is there to compare outputs with, and has no backward pass")
+            : EngineSupport.Yes;
+    }
 
     /// <inheritdoc/>
-    public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException("The device engine has no backward pass yet.");
+    public long MinimumBackwardWorkspaceBytes(AttentionProblem problem)
+    {
+        ThrowUnlessBackwardSupported(problem);
+        return BackwardPlanOf(problem, 1).Bytes;
+    }
 
     /// <inheritdoc/>
-    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
-        throw new NotSupportedException($"The device engine cannot differentiate this: {SupportsBackward(problem).Reason}.");
+    public long BackwardWorkspaceBytes(AttentionProblem problem)
+    {
+        ThrowUnlessBackwardSupported(problem);
+        return BackwardPlanOf(problem, _blockItems).Bytes;
+    }
+
+    /// <inheritdoc/>
+    /// <exception cref="ArgumentException">A buffer is no device memory of the accelerator, or too short.</exception>
+    /// <exception cref="ObjectDisposedException">The engine was disposed.</exception>
+    public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
+    {
+        ThrowUnlessBackwardSupported(problem);
+        lock (_lock)
+        {
+            ObjectDisposedException.ThrowIf(_disposed, this);
+            if (problem.Sequences == 0)
+            {
+                return;
+            }
+
+            BufferViews.RequireStates(problem, buffers, gradients);
+            long workspaceBytes = buffers.Workspace.Length * sizeof(float);
+            if (problem.Features is null)
+            {
+                SoftmaxBackwardPlan plan = Largest(items => new SoftmaxBackwardPlan(problem, _chunk, items), workspaceBytes);
+                SoftmaxBackwardLaunchers launchers = _kernels.SoftmaxBackward(_tiling, problem.Causal, plan.Sequences is not null);
+                new SoftmaxBackwardPass(_accelerator, _stream, problem, plan, buffers, gradients, UploadOf(plan), launchers).Run();
+            }
+            else
+            {
+                FeaturePair features = problem.Features;
+                LinearBackwardPlan plan = Largest(items => new LinearBackwardPlan(problem, _chunk, items), workspaceBytes);
+                new LinearBackwardPass(
+                    _accelerator, _stream, problem, plan, buffers, gradients, UploadOf(plan),
+                    _kernels.LinearBackward(_tiling, features.Key.Activation, problem.Causal),
+                    _kernels.LinearBackward(_tiling, features.Query.Activation, problem.Causal), _forms.Of(features.Query), _forms.Of(features.Key)).Run();
+            }
+        }
+    }
 
     /// <summary>Waits for the stream and frees the engine's device memory.</summary>
     public void Dispose()
@@ -222,8 +272,20 @@ internal sealed class IlgpuEngine : IAttentionEngine, IDisposable
         }
     }
 
+    private void ThrowUnlessBackwardSupported(AttentionProblem problem)
+    {
+        EngineSupport support = SupportsBackward(problem);
+        if (!support.IsSupported)
+        {
+            throw new NotSupportedException($"The device engine cannot differentiate this: {support.Reason}.");
+        }
+    }
+
     private WorkspacePlan PlanOf(AttentionProblem problem, int items) =>
         problem.Features is null ? new SoftmaxPlan(problem, _chunk, items) : new LinearPlan(problem, _chunk, items);
+
+    private WorkspacePlan BackwardPlanOf(AttentionProblem problem, int items) =>
+        problem.Features is null ? new SoftmaxBackwardPlan(problem, _chunk, items) : new LinearBackwardPlan(problem, _chunk, items);
 
     /// <summary>The plan of the largest blocks, up to what keeps the accelerator busy, whose workspace fits.</summary>
     private TPlan Largest<TPlan>(Func<int, TPlan> planOf, long workspaceBytes)

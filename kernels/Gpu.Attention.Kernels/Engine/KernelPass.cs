@@ -3,7 +3,7 @@ using ILGPU.Runtime;
 
 namespace Gpu.Attention;
 
-/// <summary>Enqueues the kernels of one forward pass over a caller's buffers.</summary>
+/// <summary>Enqueues the kernels of one pass over a caller's buffers.</summary>
 internal abstract class KernelPass
 {
     private readonly long _start;
@@ -60,6 +60,9 @@ internal abstract class KernelPass
 
     protected KernelTensor Output { get; }
 
+    /// <summary>No state: a kernel's view must be one, used or not.</summary>
+    protected DeviceState NoState => new() { LogScale = Workspace, Maximum = Workspace, Sums = Workspace, Normalizers = Workspace };
+
     /// <summary>Where an array of the plan begins in the workspace.</summary>
     /// <param name="place">Its place in the plan.</param>
     protected long At(long place) => _start + place;
@@ -97,6 +100,34 @@ internal abstract class KernelPass
     /// <param name="items">Items.</param>
     /// <param name="tiles">Tiles of an item.</param>
     protected KernelConfig Groups(int items, int tiles) => new(checked(items * tiles), _groupSize);
+
+    /// <summary>A state, or the gradient of one, as kernels see it.</summary>
+    /// <param name="state">The state; may be empty.</param>
+    /// <param name="name">Its name in messages.</param>
+    /// <param name="hasScale">False for one that comes without its scale.</param>
+    /// <exception cref="ArgumentException">It is no memory of the accelerator, or no float32.</exception>
+    protected DeviceState State(StateBuffers state, string name, bool hasScale = true)
+    {
+        if (state.IsEmpty)
+        {
+            return NoState;
+        }
+
+        DeviceState device = NoState;
+        device.Sums = BufferViews.View(Accelerator, state.Sums, name, out device.SumsStart);
+        device.Normalizers = BufferViews.View(Accelerator, state.Normalizers, name, out device.NormalizersStart);
+        if (hasScale && Problem.Features is { Family: FeatureFamily.Exponential })
+        {
+            device.LogScale = BufferViews.View(Accelerator, state.LogScale, name, out device.LogScaleStart);
+            if (!state.Maximum.IsEmpty)
+            {
+                device.Maximum = BufferViews.View(Accelerator, state.Maximum, name, out device.MaximumStart);
+                device.HasMaximum = 1;
+            }
+        }
+
+        return device;
+    }
 
     private ItemMap Items(int firstChain, int firstChunk, int chunks, int headGroup, int length, int kind) => new()
     {

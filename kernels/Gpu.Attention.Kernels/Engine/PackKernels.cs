@@ -30,6 +30,25 @@ internal struct PackArguments
     public long RowTerms;
 }
 
+/// <summary>What <see cref="PackKernels.Clear"/> writes.</summary>
+internal struct ClearArguments
+{
+    /// <summary>The tensor.</summary>
+    public KernelTensor Target;
+
+    /// <summary>Sequences, or rows that they are packed in.</summary>
+    public int Batch;
+
+    /// <summary>Tokens of each.</summary>
+    public int Tokens;
+
+    /// <summary>Heads.</summary>
+    public int Heads;
+
+    /// <summary>Elements of a row.</summary>
+    public int Width;
+}
+
 /// <summary>
 /// Copies chunks out of the caller's tensors into the workspace: aligned, padded with zeros, and rows already through the form's affine map
 /// <c>x' = P x + p</c>. A group takes a chunk of one head.
@@ -99,19 +118,20 @@ internal static class PackKernels
         }
     }
 
-    /// <summary>Rows of values.</summary>
+    /// <summary>Rows of values, or others that are to lie as values do.</summary>
     /// <param name="arguments">The arguments.</param>
     public static void Values<TTile>(PackArguments arguments)
         where TTile : unmanaged, ITileSize
     {
-        int tokens = arguments.Items.Tokens(Grid.IdxX, TTile.Edge);
+        int item = Grid.IdxX / arguments.Items.HeadGroup;
+        int tokens = arguments.Items.Tokens(item, TTile.Edge);
         if (tokens <= 0)
         {
             return;
         }
 
-        long rows = arguments.Items.Row(arguments.Source, Grid.IdxX, 0, TTile.Edge);
-        int gathered = arguments.Items.Gathered(Grid.IdxX, TTile.Edge);
+        long rows = arguments.Items.Row(arguments.Source, item, Grid.IdxX % arguments.Items.HeadGroup, TTile.Edge);
+        int gathered = arguments.Items.Gathered(item, TTile.Edge);
         int width = arguments.Sizes.PaddedValues;
         long target = arguments.Target + ((long)Grid.IdxX * TTile.Edge * width);
         for (int i = Group.IdxX; i < TTile.Edge * width; i += Group.DimX)
@@ -126,6 +146,21 @@ internal static class PackKernels
             }
 
             arguments.Workspace[target + i] = value;
+        }
+    }
+
+    /// <summary>Writes zeros, a tensor's every element: what has no gradient. Explicitly grouped; threads stride over the elements.</summary>
+    /// <param name="arguments">The arguments.</param>
+    public static void Clear(ClearArguments arguments)
+    {
+        long elements = (long)arguments.Batch * arguments.Tokens * arguments.Heads * arguments.Width;
+        for (long i = ((long)Grid.IdxX * Group.DimX) + Group.IdxX; i < elements; i += (long)Grid.DimX * Group.DimX)
+        {
+            long row = i / arguments.Width;
+            long token = row / arguments.Heads;
+            int batch = (int)(token / arguments.Tokens);
+            long at = arguments.Target.Row(batch, (int)(token - ((long)batch * arguments.Tokens)), (int)(row - (token * arguments.Heads)));
+            arguments.Target.Store(at + (i - (row * arguments.Width)), 0);
         }
     }
 }

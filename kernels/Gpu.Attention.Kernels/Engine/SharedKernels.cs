@@ -14,7 +14,9 @@ internal sealed class SharedKernels
 
     private readonly Accelerator _accelerator;
     private readonly Dictionary<(Tiling, FeatureActivation, bool, bool), LinearLaunchers> _linear = [];
+    private readonly Dictionary<(Tiling, FeatureActivation, bool), LinearBackwardLaunchers> _linearBackward = [];
     private readonly Dictionary<(Tiling, bool, bool), SoftmaxLaunchers> _softmax = [];
+    private readonly Dictionary<(Tiling, bool, bool), SoftmaxBackwardLaunchers> _softmaxBackward = [];
 
     private SharedKernels(Accelerator accelerator) => _accelerator = accelerator;
 
@@ -41,6 +43,21 @@ internal sealed class SharedKernels
         return launchers;
     }
 
+    /// <summary>The kernels of linear attention's backward pass, compiled when they are first asked for.</summary>
+    /// <param name="tiling">The tiling.</param>
+    /// <param name="activation">An activation that there is device code for.</param>
+    /// <param name="causal">The direction.</param>
+    public LinearBackwardLaunchers LinearBackward(Tiling tiling, FeatureActivation activation, bool causal)
+    {
+        if (!_linearBackward.TryGetValue((tiling, activation, causal), out LinearBackwardLaunchers? launchers))
+        {
+            launchers = new LinearBackwardLaunchers(_accelerator, LinearBackwardEntryPoints.For(tiling, activation, causal));
+            _linearBackward.Add((tiling, activation, causal), launchers);
+        }
+
+        return launchers;
+    }
+
     /// <summary>The kernels of exact attention, compiled when they are first asked for.</summary>
     /// <param name="tiling">The tiling.</param>
     /// <param name="causal">The direction.</param>
@@ -51,6 +68,21 @@ internal sealed class SharedKernels
         {
             launchers = new SoftmaxLaunchers(_accelerator, SoftmaxEntryPoints.For(tiling, causal, isPlanned));
             _softmax.Add((tiling, causal, isPlanned), launchers);
+        }
+
+        return launchers;
+    }
+
+    /// <summary>The kernels of exact attention's backward pass, compiled when they are first asked for.</summary>
+    /// <param name="tiling">The tiling.</param>
+    /// <param name="causal">The direction.</param>
+    /// <param name="isPlanned">True for a sequence layout.</param>
+    public SoftmaxBackwardLaunchers SoftmaxBackward(Tiling tiling, bool causal, bool isPlanned)
+    {
+        if (!_softmaxBackward.TryGetValue((tiling, causal, isPlanned), out SoftmaxBackwardLaunchers? launchers))
+        {
+            launchers = new SoftmaxBackwardLaunchers(_accelerator, SoftmaxBackwardEntryPoints.For(tiling, causal, isPlanned));
+            _softmaxBackward.Add((tiling, causal, isPlanned), launchers);
         }
 
         return launchers;

@@ -262,31 +262,5 @@ internal sealed class LinearPass : KernelPass
         IsCausal = Problem.Causal ? 1 : 0,
     };
 
-    // A kernel's view must be one, used or not.
-    private DeviceState NoState => new() { LogScale = Workspace, Maximum = Workspace, Sums = Workspace, Normalizers = Workspace };
-
     private KernelConfig Strided(long elements) => new(IlgpuEngine.ScanGroups(Accelerator, elements, _keys.GroupSize), _keys.GroupSize);
-
-    private DeviceState State(StateBuffers state, string name)
-    {
-        if (state.IsEmpty)
-        {
-            return NoState;
-        }
-
-        DeviceState device = NoState;
-        device.Sums = BufferViews.View(Accelerator, state.Sums, name, out device.SumsStart);
-        device.Normalizers = BufferViews.View(Accelerator, state.Normalizers, name, out device.NormalizersStart);
-        if (IsLogarithmic)
-        {
-            device.LogScale = BufferViews.View(Accelerator, state.LogScale, name, out device.LogScaleStart);
-            if (!state.Maximum.IsEmpty)
-            {
-                device.Maximum = BufferViews.View(Accelerator, state.Maximum, name, out device.MaximumStart);
-                device.HasMaximum = 1;
-            }
-        }
-
-        return device;
-    }
 }

@@ -12,6 +12,10 @@ internal interface IActivation
     /// <summary>Applies the function; NaN stays NaN.</summary>
     /// <param name="x">The argument.</param>
     static abstract float Apply(float x);
+
+    /// <summary>The function's derivative; at a kink, that of the side that <see cref="Apply"/> takes there.</summary>
+    /// <param name="x">The argument.</param>
+    static abstract float Derivative(float x);
 }
 
 /// <summary><c>exp(x)</c>, kept as x.</summary>
@@ -23,6 +27,10 @@ internal struct LogarithmicActivation : IActivation
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Apply(float x) => x;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Derivative(float x) => 1;
 }
 
 /// <summary><c>x + 1</c> above zero, else <c>exp(x)</c>.</summary>
@@ -34,6 +42,10 @@ internal struct EluPlusOneActivation : IActivation
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Apply(float x) => x > 0 ? x + 1 : XMath.Exp(x);
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Derivative(float x) => x > 0 ? 1 : XMath.Exp(x);
 }
 
 /// <summary><c>max(x, 0)</c>.</summary>
@@ -45,6 +57,14 @@ internal struct ReluActivation : IActivation
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Apply(float x) => x < 0 ? 0 : x;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Derivative(float x)
+    {
+        // Of a conversion from int, "? 1 : 0", ILGPU's OpenCL code makes a reinterpretation.
+        return x > 0 ? 1f : 0f;
+    }
 }
 
 /// <summary><c>x</c>.</summary>
@@ -56,6 +76,10 @@ internal struct IdentityActivation : IActivation
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Apply(float x) => x;
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static float Derivative(float x) => 1;
 }
 
 /// <summary>Which keys a query sees.</summary>

@@ -221,41 +221,8 @@ internal static class SoftmaxKernel
             }
 
             long values = (arguments.Values + (keyItem * TTile.Edge * sizes.PaddedValues) + firstValue) / 4;
-            for (int start = 0; start < TTile.Edge; start += TileProduct.Depth)
-            {
-                Group.Barrier();
-                TileProduct.Stage<TTile>(quads, values + ((long)start * sizes.PaddedValues / 4), sizes.PaddedValues / 4, left);
-                Group.Barrier();
-                if (!isDiagonal)
-                {
-                    output = TileProduct.AddSlice<TTile, TBlock>(output, tile, ((start * TTile.Edge) + row) / 4, left, column / 4);
-                }
-                else
-                {
-                    // What a row does not see may be NaN, and is not even multiplied by its weight 0.
-                    int end = start + TileProduct.Depth;
-                    int whole = TDirection.IsStaircase ? seen[row] - firstKey : row;
-                    for (int key = start; key < end && key < whole; key++)
-                    {
-                        output = TBlock.Outer(output, tile, ((key * TTile.Edge) + row) / 4, left, (((key - start) * TTile.Edge) + column) / 4);
-                    }
-
-                    if (TDirection.IsStaircase)
-                    {
-                        int last = seen[row + TBlock.Edge - 1] - firstKey;
-                        for (int key = whole > start ? whole : start; key < end && key < last; key++)
-                        {
-                            output = TBlock.Step(
-                                output, tile, ((key * TTile.Edge) + row) / 4, left, (((key - start) * TTile.Edge) + column) / 4, seen, row, firstKey + key);
-                        }
-                    }
-                    else if (row >= start && row < end)
-                    {
-                        output = TBlock.Triangle(
-                            output, tile, ((row * TTile.Edge) + row) / 4, TTile.Edge / 4, left, (((row - start) * TTile.Edge) + column) / 4, TTile.Edge / 4);
-                    }
-                }
-            }
+            output = SightProduct.AddKeys<TTile, TBlock, TDirection>(
+                output, tile, quads, values, sizes.PaddedValues / 4, left, isDiagonal, seen, firstKey);
         }
 
         Group.Barrier();

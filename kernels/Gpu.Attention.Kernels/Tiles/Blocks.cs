@@ -42,6 +42,15 @@ internal interface IBlock<TSelf>
     /// <param name="key">The key.</param>
     static abstract TSelf Step(TSelf block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, ArrayView<int> seen, int row, int key);
 
+    /// <summary>Adds <c>a bᵀ</c> to the first rows only: the others do not touch b, which may be NaN. Where sums run over queries, the mirror image of <see cref="Step"/>.</summary>
+    /// <param name="block">The sums so far.</param>
+    /// <param name="a">Holds a, an element for each row.</param>
+    /// <param name="aQuad">The first quad of a.</param>
+    /// <param name="b">Holds b, an element for each column.</param>
+    /// <param name="bQuad">The first quad of b.</param>
+    /// <param name="rows">How many rows; any number.</param>
+    static abstract TSelf Prefix(TSelf block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, int rows);
+
     /// <summary>Writes the rows.</summary>
     /// <param name="block">The sums.</param>
     /// <param name="target">Where they go.</param>
@@ -84,6 +93,30 @@ internal interface IBlock<TSelf>
     /// <param name="shifts">Holds the s_j.</param>
     /// <param name="quad">The first quad of them.</param>
     static abstract TSelf ExpDifference(TSelf block, ArrayView<Float4> shifts, int quad);
+
+    /// <summary><c>e^{x−s_i}</c> for every element x of row i.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="shifts">Holds the s_i.</param>
+    /// <param name="quad">The first quad of them.</param>
+    static abstract TSelf ExpRowDifference(TSelf block, ArrayView<Float4> shifts, int quad);
+
+    /// <summary><c>w (x − s_j)</c> for every element x of column j and the weight w at its place.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="shifts">Holds the s_j.</param>
+    /// <param name="shiftQuad">The first quad of them.</param>
+    /// <param name="weights">Holds the weights.</param>
+    /// <param name="quad">The first quad of row 0.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    static abstract TSelf WeighDifference(TSelf block, ArrayView<Float4> shifts, int shiftQuad, ArrayView<Float4> weights, int quad, int stride);
+
+    /// <summary><c>w (x − s_i)</c> for every element x of row i and the weight w at its place.</summary>
+    /// <param name="block">The block.</param>
+    /// <param name="shifts">Holds the s_i.</param>
+    /// <param name="shiftQuad">The first quad of them.</param>
+    /// <param name="weights">Holds the weights.</param>
+    /// <param name="quad">The first quad of row 0.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    static abstract TSelf WeighRowDifference(TSelf block, ArrayView<Float4> shifts, int shiftQuad, ArrayView<Float4> weights, int quad, int stride);
 
     /// <summary>Writes each column's maximum, in which a NaN may be passed over.</summary>
     /// <param name="block">The block.</param>
@@ -179,6 +212,37 @@ internal struct Rows4<TVector>
         return rows;
     }
 
+    /// <summary>Adds a_i b to the first rows only.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="a">A factor for each row.</param>
+    /// <param name="b">The row that is added.</param>
+    /// <param name="count">How many rows; any number.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> Prefix(Rows4<TVector> rows, Float4 a, TVector b, int count)
+    {
+        if (count > 0)
+        {
+            rows._r0 = TVector.MultiplyAdd(a.X, b, rows._r0);
+        }
+
+        if (count > 1)
+        {
+            rows._r1 = TVector.MultiplyAdd(a.Y, b, rows._r1);
+        }
+
+        if (count > 2)
+        {
+            rows._r2 = TVector.MultiplyAdd(a.Z, b, rows._r2);
+        }
+
+        if (count > 3)
+        {
+            rows._r3 = TVector.MultiplyAdd(a.W, b, rows._r3);
+        }
+
+        return rows;
+    }
+
     /// <inheritdoc cref="IBlock{TSelf}.Store"/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Store(Rows4<TVector> block, ArrayView<Float4> target, long quad, int stride)
@@ -248,6 +312,51 @@ internal struct Rows4<TVector>
         return rows;
     }
 
+    /// <summary><c>e^{x−s}</c>, s one for each row.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="shift">s.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> ExpRowDifference(Rows4<TVector> rows, Float4 shift)
+    {
+        rows._r0 = TVector.ExpDifference(rows._r0, shift.X);
+        rows._r1 = TVector.ExpDifference(rows._r1, shift.Y);
+        rows._r2 = TVector.ExpDifference(rows._r2, shift.Z);
+        rows._r3 = TVector.ExpDifference(rows._r3, shift.W);
+        return rows;
+    }
+
+    /// <summary><c>w (x − s)</c>, s one for each column.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="shift">s.</param>
+    /// <param name="weights">Holds the w.</param>
+    /// <param name="quad">The first quad of row 0.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> WeighDifference(Rows4<TVector> rows, TVector shift, ArrayView<Float4> weights, int quad, int stride)
+    {
+        rows._r0 = TVector.WeighDifference(TVector.Load(weights, quad), rows._r0, shift);
+        rows._r1 = TVector.WeighDifference(TVector.Load(weights, quad + stride), rows._r1, shift);
+        rows._r2 = TVector.WeighDifference(TVector.Load(weights, quad + (2 * stride)), rows._r2, shift);
+        rows._r3 = TVector.WeighDifference(TVector.Load(weights, quad + (3 * stride)), rows._r3, shift);
+        return rows;
+    }
+
+    /// <summary><c>w (x − s)</c>, s one for each row.</summary>
+    /// <param name="rows">The rows.</param>
+    /// <param name="shift">s.</param>
+    /// <param name="weights">Holds the w.</param>
+    /// <param name="quad">The first quad of row 0.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Rows4<TVector> WeighRowDifference(Rows4<TVector> rows, Float4 shift, ArrayView<Float4> weights, int quad, int stride)
+    {
+        rows._r0 = TVector.WeighDifference(TVector.Load(weights, quad), rows._r0, shift.X);
+        rows._r1 = TVector.WeighDifference(TVector.Load(weights, quad + stride), rows._r1, shift.Y);
+        rows._r2 = TVector.WeighDifference(TVector.Load(weights, quad + (2 * stride)), rows._r2, shift.Z);
+        rows._r3 = TVector.WeighDifference(TVector.Load(weights, quad + (3 * stride)), rows._r3, shift.W);
+        return rows;
+    }
+
     /// <summary>Each column's maximum.</summary>
     /// <param name="rows">The rows.</param>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -301,6 +410,14 @@ internal struct Block4 : IBlock<Block4>
         Block4 block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, ArrayView<int> seen, int row, int key)
     {
         block._rows = Rows4<Float4>.Step(block._rows, a[aQuad], b[bQuad], seen, row, key);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 Prefix(Block4 block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, int rows)
+    {
+        block._rows = Rows4<Float4>.Prefix(block._rows, a[aQuad], b[bQuad], rows);
         return block;
     }
 
@@ -360,6 +477,32 @@ internal struct Block4 : IBlock<Block4>
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 ExpRowDifference(Block4 block, ArrayView<Float4> shifts, int quad)
+    {
+        block._rows = Rows4<Float4>.ExpRowDifference(block._rows, shifts[quad]);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 WeighDifference(
+        Block4 block, ArrayView<Float4> shifts, int shiftQuad, ArrayView<Float4> weights, int quad, int stride)
+    {
+        block._rows = Rows4<Float4>.WeighDifference(block._rows, shifts[shiftQuad], weights, quad, stride);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block4 WeighRowDifference(
+        Block4 block, ArrayView<Float4> shifts, int shiftQuad, ArrayView<Float4> weights, int quad, int stride)
+    {
+        block._rows = Rows4<Float4>.WeighRowDifference(block._rows, shifts[shiftQuad], weights, quad, stride);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void StoreMaxima(Block4 block, ArrayView<Float4> target, int quad) =>
         target[quad] = Rows4<Float4>.Maxima(block._rows);
 
@@ -411,6 +554,16 @@ internal struct Block8 : IBlock<Block8>
         Float8 vector = Float8.Load(b, bQuad);
         block._top = Rows4<Float8>.Step(block._top, a[aQuad], vector, seen, row, key);
         block._bottom = Rows4<Float8>.Step(block._bottom, a[aQuad + 1], vector, seen, row + 4, key);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 Prefix(Block8 block, ArrayView<Float4> a, int aQuad, ArrayView<Float4> b, int bQuad, int rows)
+    {
+        Float8 vector = Float8.Load(b, bQuad);
+        block._top = Rows4<Float8>.Prefix(block._top, a[aQuad], vector, rows);
+        block._bottom = Rows4<Float8>.Prefix(block._bottom, a[aQuad + 1], vector, rows - 4);
         return block;
     }
 
@@ -475,6 +628,36 @@ internal struct Block8 : IBlock<Block8>
         Float8 shift = Float8.Load(shifts, quad);
         block._top = Rows4<Float8>.ExpDifference(block._top, shift);
         block._bottom = Rows4<Float8>.ExpDifference(block._bottom, shift);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 ExpRowDifference(Block8 block, ArrayView<Float4> shifts, int quad)
+    {
+        block._top = Rows4<Float8>.ExpRowDifference(block._top, shifts[quad]);
+        block._bottom = Rows4<Float8>.ExpRowDifference(block._bottom, shifts[quad + 1]);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 WeighDifference(
+        Block8 block, ArrayView<Float4> shifts, int shiftQuad, ArrayView<Float4> weights, int quad, int stride)
+    {
+        Float8 shift = Float8.Load(shifts, shiftQuad);
+        block._top = Rows4<Float8>.WeighDifference(block._top, shift, weights, quad, stride);
+        block._bottom = Rows4<Float8>.WeighDifference(block._bottom, shift, weights, quad + (4 * stride), stride);
+        return block;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Block8 WeighRowDifference(
+        Block8 block, ArrayView<Float4> shifts, int shiftQuad, ArrayView<Float4> weights, int quad, int stride)
+    {
+        block._top = Rows4<Float8>.WeighRowDifference(block._top, shifts[shiftQuad], weights, quad, stride);
+        block._bottom = Rows4<Float8>.WeighRowDifference(block._bottom, shifts[shiftQuad + 1], weights, quad + (4 * stride), stride);
         return block;
     }
 

@@ -5,7 +5,8 @@ namespace Gpu.Attention;
 
 /// <summary>
 /// <c>Aᵀ B</c> of one tile: A is <c>[inner, C]</c> and B <c>[inner, C]</c>, both read in slices of <see cref="Depth"/> rows through shared
-/// memory, and every thread of the group keeps a block of the <c>C × C</c> sums. Each sum runs over the inner dimension in order.
+/// memory, and every thread of the group keeps a block of the <c>C × C</c> sums. Each sum runs over the inner dimension in order. What lies the other way
+/// round is turned on its way into shared memory.
 /// </summary>
 internal static class TileProduct
 {
@@ -37,6 +38,36 @@ internal static class TileProduct
             Group.Barrier();
             Stage<TTile>(memory, a + ((long)start * aStride), aStride, left);
             Stage<TTile>(bMemory, b + ((long)start * bStride), bStride, right);
+            Group.Barrier();
+            block = AddSlice<TTile, TBlock>(block, left, row, right, column);
+        }
+
+        return block;
+    }
+
+    /// <summary>Adds <c>A Bᵀ</c> to the thread's block, both <c>[C, inner]</c>.</summary>
+    /// <param name="block">The sums so far.</param>
+    /// <param name="memory">Holds A and B.</param>
+    /// <param name="a">The first quad of A.</param>
+    /// <param name="aStride">Quads from a row of A to the next.</param>
+    /// <param name="b">The first quad of B.</param>
+    /// <param name="bStride">Quads from a row of B to the next.</param>
+    /// <param name="inner">The inner dimension; what pads it to a multiple of <see cref="Depth"/> is there and 0.</param>
+    /// <param name="left">Shared memory for a slice of A.</param>
+    /// <param name="right">Shared memory for a slice of B.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static TBlock AddTransposed<TTile, TBlock>(
+        TBlock block, ArrayView<Float4> memory, long a, int aStride, long b, int bStride, int inner, ArrayView<Float4> left, ArrayView<Float4> right)
+        where TTile : unmanaged, ITileSize
+        where TBlock : unmanaged, IBlock<TBlock>
+    {
+        int row = Row<TTile, TBlock>() / 4;
+        int column = Column<TTile, TBlock>() / 4;
+        for (int start = 0; start < inner; start += Depth)
+        {
+            Group.Barrier();
+            StageTransposed<TTile>(memory, a + (start / 4), aStride, TTile.Edge, left);
+            StageTransposed<TTile>(memory, b + (start / 4), bStride, TTile.Edge, right);
             Group.Barrier();
             block = AddSlice<TTile, TBlock>(block, left, row, right, column);
         }
@@ -83,6 +114,36 @@ internal static class TileProduct
         {
             int row = i / (TTile.Edge / 4);
             target[i] = source[quad + ((long)row * stride) + (i - (row * (TTile.Edge / 4)))];
+        }
+    }
+
+    /// <summary>Copies <see cref="Depth"/> columns of C rows into shared memory, where they are rows.</summary>
+    /// <param name="source">Where they lie.</param>
+    /// <param name="quad">The first quad.</param>
+    /// <param name="stride">Quads from a row to the next.</param>
+    /// <param name="rows">Rows that are there; the others are taken for 0.</param>
+    /// <param name="target">Shared memory.</param>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void StageTransposed<TTile>(ArrayView<Float4> source, long quad, int stride, int rows, ArrayView<Float4> target)
+        where TTile : unmanaged, ITileSize
+    {
+        ArrayView<float> elements = target.Cast<float>();
+        for (int i = Group.IdxX; i < Depth * TTile.Edge / 4; i += Group.DimX)
+        {
+            // Neighbours read 32 bytes of a row, what memory gives at once; further along it they would write to the same banks.
+            int row = i / 2 % TTile.Edge;
+            int column = (i % 2) + (i / (2 * TTile.Edge) * 2);
+            Float4 value = default;
+            if (row < rows)
+            {
+                value = source[quad + ((long)row * stride) + column];
+            }
+
+            int at = (4 * column * TTile.Edge) + row;
+            elements[at] = value.X;
+            elements[at + TTile.Edge] = value.Y;
+            elements[at + (2 * TTile.Edge)] = value.Z;
+            elements[at + (3 * TTile.Edge)] = value.W;
         }
     }
 

@@ -46,6 +46,23 @@ internal interface IVector<TSelf>
     /// <param name="b">A vector.</param>
     static abstract TSelf ExpDifference(TSelf a, TSelf b);
 
+    /// <summary><c>e^{a−b}</c>, b the same for every element.</summary>
+    /// <param name="a">A vector.</param>
+    /// <param name="b">A number.</param>
+    static abstract TSelf ExpDifference(TSelf a, float b);
+
+    /// <summary><c>w (a − b)</c>.</summary>
+    /// <param name="w">A vector.</param>
+    /// <param name="a">A vector.</param>
+    /// <param name="b">A vector.</param>
+    static abstract TSelf WeighDifference(TSelf w, TSelf a, TSelf b);
+
+    /// <summary><c>w (a − b)</c>, b the same for every element.</summary>
+    /// <param name="w">A vector.</param>
+    /// <param name="a">A vector.</param>
+    /// <param name="b">A number.</param>
+    static abstract TSelf WeighDifference(TSelf w, TSelf a, float b);
+
     /// <summary>Puts −∞ in place of every element i with <c>limit + i·step &lt; 0</c>, whatever it is.</summary>
     /// <param name="value">A vector.</param>
     /// <param name="limit">The bound of element 0.</param>
@@ -137,6 +154,25 @@ internal struct Float4 : IVector<Float4>
         a.W = XMath.Exp(a.W - b.W);
         return a;
     }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 ExpDifference(Float4 a, float b) => ExpDifference(a, Of(b));
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 WeighDifference(Float4 w, Float4 a, Float4 b)
+    {
+        w.X *= a.X - b.X;
+        w.Y *= a.Y - b.Y;
+        w.Z *= a.Z - b.Z;
+        w.W *= a.W - b.W;
+        return w;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float4 WeighDifference(Float4 w, Float4 a, float b) => WeighDifference(w, a, Of(b));
 
     /// <inheritdoc/>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -254,6 +290,33 @@ internal struct Float8 : IVector<Float8>
         a._low = Float4.ExpDifference(a._low, b._low);
         a._high = Float4.ExpDifference(a._high, b._high);
         return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 ExpDifference(Float8 a, float b)
+    {
+        a._low = Float4.ExpDifference(a._low, b);
+        a._high = Float4.ExpDifference(a._high, b);
+        return a;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 WeighDifference(Float8 w, Float8 a, Float8 b)
+    {
+        w._low = Float4.WeighDifference(w._low, a._low, b._low);
+        w._high = Float4.WeighDifference(w._high, a._high, b._high);
+        return w;
+    }
+
+    /// <inheritdoc/>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Float8 WeighDifference(Float8 w, Float8 a, float b)
+    {
+        w._low = Float4.WeighDifference(w._low, a._low, b);
+        w._high = Float4.WeighDifference(w._high, a._high, b);
+        return w;
     }
 
     /// <inheritdoc/>

@@ -113,13 +113,17 @@ public interface IAttentionEngine
     /// <param name="problem">The problem in question.</param>
     EngineSupport SupportsBackward(AttentionProblem problem);
 
-    /// <summary>The scratch memory that a <see cref="Backward"/> for <paramref name="problem"/> takes.</summary>
+    /// <summary>The scratch memory that a <see cref="Backward"/> for <paramref name="problem"/> makes the best of.</summary>
     /// <param name="problem">A problem whose backward pass is supported.</param>
     long BackwardWorkspaceBytes(AttentionProblem problem);
 
+    /// <summary>The least scratch memory that a <see cref="Backward"/> for <paramref name="problem"/> can do with. How much it gets changes no bit.</summary>
+    /// <param name="problem">A problem whose backward pass is supported.</param>
+    long MinimumBackwardWorkspaceBytes(AttentionProblem problem);
+
     /// <summary>Computes the gradients of a forward pass. Features and states are computed again, not kept.</summary>
     /// <param name="problem">The forward pass's problem.</param>
-    /// <param name="buffers">The forward pass's buffers, inputs and output; a workspace of <see cref="BackwardWorkspaceBytes"/>; no final state.</param>
+    /// <param name="buffers">The forward pass's buffers, inputs and output; a workspace of at least <see cref="MinimumBackwardWorkspaceBytes"/>; no final state.</param>
     /// <param name="gradients">Gradients in and out.</param>
     /// <exception cref="NotSupportedException">The problem is not supported; the message says why.</exception>
     void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients);

@@ -192,7 +192,7 @@ public sealed class RandomProjection : IEquatable<RandomProjection>
         return new RandomProjection(Kind, 2 * NumFeatures, Dimension, _seed, _rowLength, antithetic: true, matrix);
     }
 
-    /// <summary>Another draw by the same recipe.</summary>
+    /// <summary>Another draw by the same recipe; a <see cref="ProjectionSchedule"/> makes one after the other.</summary>
     /// <param name="seed">The seed of the new draw.</param>
     /// <exception cref="InvalidOperationException">The rows were given as a matrix: there is no recipe.</exception>
     public RandomProjection Redraw(ulong seed)

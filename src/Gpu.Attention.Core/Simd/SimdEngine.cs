@@ -91,6 +91,9 @@ internal sealed class SimdEngine : IAttentionEngine
     }
 
     /// <inheritdoc/>
+    public long MinimumBackwardWorkspaceBytes(AttentionProblem problem) => BackwardWorkspaceBytes(problem);
+
+    /// <inheritdoc/>
     public long BackwardWorkspaceBytes(AttentionProblem problem)
     {
         ArgumentNullException.ThrowIfNull(problem);

@@ -192,12 +192,12 @@ public sealed unsafe class DeviceTensor : IDisposable
     public override string ToString() => $"[{string.Join(", ", _lengths)}] on {Device}";
 
     /// <summary>Keeps finalisers from giving memory back that is still worked on: to be called after the work.</summary>
-    internal static void KeepAlive(DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output)
+    internal static void KeepAlive(params ReadOnlySpan<DeviceTensor?> tensors)
     {
-        GC.KeepAlive(query);
-        GC.KeepAlive(key);
-        GC.KeepAlive(value);
-        GC.KeepAlive(output);
+        foreach (DeviceTensor? tensor in tensors)
+        {
+            GC.KeepAlive(tensor);
+        }
     }
 
     private void Return()

@@ -23,6 +23,14 @@ internal static unsafe class DenseBuffers
         ValueGradient = Dense(value, shape.ValueElements, shape.KeyLength, shape.KeyHeads, shape.ValueDimension, storage),
     };
 
+    public static GradientBuffers GradientsOf(AttentionShape shape, MemoryRegion output, MemoryRegion query, MemoryRegion key, MemoryRegion value) => new()
+    {
+        OutputGradient = TensorBuffer.Dense(output, shape.QueryLength, shape.Heads, shape.ValueDimension),
+        QueryGradient = TensorBuffer.Dense(query, shape.QueryLength, shape.Heads, shape.KeyDimension),
+        KeyGradient = TensorBuffer.Dense(key, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
+        ValueGradient = TensorBuffer.Dense(value, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
+    };
+
     public static StateBuffers Of(AttentionState? state, AttentionStateGradient? gradient, float* logScale, float* sums, float* normalizers) =>
         gradient is null
             ? default

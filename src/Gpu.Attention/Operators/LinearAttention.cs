@@ -1,3 +1,4 @@
+using System.Globalization;
 using System.Numerics.Tensors;
 using System.Runtime.InteropServices;
 
@@ -102,11 +103,52 @@ public sealed unsafe partial class LinearAttention : IDisposable
     /// <summary>Why calls ran on another device than <see cref="Device"/>, or there in smaller segments than planned; each reason once.</summary>
     public IReadOnlyList<FallbackStep> Fallbacks => _executor.Steps;
 
-    /// <summary>The feature map.</summary>
-    public FeatureMap Features { get; }
+    /// <summary>The feature map; <see cref="ReplaceFeatures"/> puts another in its place.</summary>
+    public FeatureMap Features { get; private set; }
 
     /// <summary>What is computed.</summary>
     public LinearAttentionOptions Options { get; }
+
+    /// <summary>
+    /// Puts another feature map of the same sizes in the place of <see cref="Features"/>, such as one of a projection drawn anew by a
+    /// <see cref="ProjectionSchedule"/>. Nothing else does: a pass and a step never change what the operator computes.
+    /// </summary>
+    /// <param name="features">The new feature map.</param>
+    /// <remarks>
+    /// Scratch memory stays. States that older calls made are of the old features, and the operator refuses them from now on; a backward pass belongs
+    /// before the change, with the forward pass that it differentiates.
+    /// </remarks>
+    /// <exception cref="ArgumentException">It takes rows of another dimension, makes another number of features, or features of another family.</exception>
+    /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
+    public void ReplaceFeatures(FeatureMap features)
+    {
+        ArgumentNullException.ThrowIfNull(features);
+        _executor.ThrowIfDisposed();
+        if (features.InputDimension != Features.InputDimension)
+        {
+            throw new ArgumentException(
+                $"{features} takes rows of dimension {features.InputDimension?.ToString(CultureInfo.InvariantCulture) ?? "any"}, where {Features} takes " +
+                $"{Features.InputDimension?.ToString(CultureInfo.InvariantCulture) ?? "any"}.", nameof(features));
+        }
+
+        // A map that takes any dimension is compared at the last one seen; before the first call there is nothing that it could disagree with.
+        if ((Features.InputDimension ?? _lowering?.Pair.Key.InputDimension) is { } dimension)
+        {
+            FeaturePair old = Lowered(dimension).Pair;
+            Lowering lowering = Lower(features, dimension);
+            if ((lowering.Pair.FeatureDimension, lowering.Pair.Family) != (old.FeatureDimension, old.Family))
+            {
+                throw new ArgumentException(
+                    $"{features} makes {lowering.Pair.FeatureDimension} features ({lowering.Pair.Family}), where {Features} makes " +
+                    $"{old.FeatureDimension} ({old.Family}).", nameof(features));
+            }
+
+            _lowering = lowering;
+        }
+
+        Features = features;
+        Array.Clear(_problems);
+    }
 
     /// <summary>Computes attention of float32 tensors.</summary>
     /// <inheritdoc cref="Forward{T}(in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in ReadOnlyTensorSpan{T}, in TensorSpan{T}, SequenceLayout?)"/>
@@ -255,7 +297,8 @@ public sealed unsafe partial class LinearAttention : IDisposable
 
         if (state is not null && state.Features.IsKnown && state.Features != Lowered(shape.KeyDimension).Identity)
         {
-            throw new ArgumentException($"{state} is made of other key features than those of {Features}: another projection, scale or epsilon.", parameter);
+            throw new ArgumentException(
+                $"{state} is made of other key features than those of {Features}: another projection or draw of it, scale or epsilon.", parameter);
         }
     }
 
@@ -300,16 +343,16 @@ public sealed unsafe partial class LinearAttention : IDisposable
     private Lowering Lowered(int dimension)
     {
         Lowering? known = _lowering;
-        if (known?.Pair.Key.InputDimension == dimension)
-        {
-            return known;
-        }
+        return known?.Pair.Key.InputDimension == dimension ? known : _lowering = Lower(Features, dimension);
+    }
 
-        FeaturePair pair = Features.Lower(dimension, Options.Scale ?? Features.DefaultScale(dimension));
+    private Lowering Lower(FeatureMap features, int dimension)
+    {
+        FeaturePair pair = features.Lower(dimension, Options.Scale ?? features.DefaultScale(dimension));
         if (pair.Key.InputDimension != dimension)
         {
             throw new InvalidOperationException(
-                $"The feature map {Features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
+                $"The feature map {features} was asked for a form of rows of dimension {dimension} and made one of {pair.Key.InputDimension}.");
         }
 
         bool exponential = pair.Family == FeatureFamily.Exponential;
@@ -327,7 +370,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
             ReferenceConvention.Lucidrains when exponential => 1e-4f,
             _ => 1e-3f,
         };
-        return _lowering = new Lowering(pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
+        return new Lowering(pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
     }
 
     private AttentionProblem Problem(AttentionShape shape, ElementType storage, bool hasInitialState, bool wantsFinalState, SequenceLayout? layout) =>

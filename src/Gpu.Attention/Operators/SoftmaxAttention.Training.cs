@@ -51,6 +51,37 @@ public sealed unsafe partial class SoftmaxAttention
         }
     }
 
+    /// <summary>Computes the gradients of <c>Forward</c> on tensors of the device, which nothing leaves. Returns when the gradients are there.</summary>
+    /// <remarks>Of masked keys and values the gradient is 0, and so it is of a row that sees nothing.</remarks>
+    /// <param name="query">The queries <c>[B, T, H, D]</c>.</param>
+    /// <param name="key">The keys <c>[B, S, Hk, D]</c>.</param>
+    /// <param name="value">The values <c>[B, S, Hk, Dv]</c>.</param>
+    /// <param name="output">What <c>Forward</c> made of them, <c>[B, T, H, Dv]</c>.</param>
+    /// <param name="outputGradient">The loss's gradient with respect to the output, <c>[B, T, H, Dv]</c>.</param>
+    /// <param name="queryGradient">Receives the gradient of the queries <c>[B, T, H, D]</c>; may not be an input. Null when not wanted.</param>
+    /// <param name="keyGradient">Receives the gradient of the keys <c>[B, S, Hk, D]</c>, summed over the query heads that read a key head; null when not wanted.</param>
+    /// <param name="valueGradient">Receives the gradient of the values <c>[B, S, Hk, Dv]</c>, summed likewise; null when not wanted.</param>
+    /// <param name="layout">The layout of the forward pass.</param>
+    /// <exception cref="ArgumentException">
+    /// A tensor lies on another device, a rank or size is wrong, they are stored differently, the layout does not fit, or a gradient is an input.
+    /// </exception>
+    /// <exception cref="NotSupportedException">The device has no backward pass of the problem; the message says why. No other takes over.</exception>
+    /// <exception cref="DeviceException">The device failed.</exception>
+    /// <exception cref="ObjectDisposedException">A tensor, the operator or its device is disposed.</exception>
+    public void Backward(
+        DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output, DeviceTensor outputGradient, DeviceTensor? queryGradient,
+        DeviceTensor? keyGradient, DeviceTensor? valueGradient, SequenceLayout? layout = null)
+    {
+        AttentionShape shape = TensorArguments.Shape(
+            Device, query, key, value, output, outputGradient, queryGradient, keyGradient, valueGradient);
+        AttentionBuffers buffers = DenseBuffers.Of(shape, query.Region, key.Region, value.Region, output.Region);
+        GradientBuffers gradients = DenseBuffers.GradientsOf(
+            shape, outputGradient.Region, queryGradient?.Region ?? default, keyGradient?.Region ?? default, valueGradient?.Region ?? default);
+        TensorArguments.RequireDisjoint(shape, buffers, gradients);
+        _executor.BackwardInPlace(Problem(shape, query.ElementType, layout), buffers, gradients, wait: true);
+        DeviceTensor.KeepAlive(query, key, value, output, outputGradient, queryGradient, keyGradient, valueGradient);
+    }
+
     /// <summary>Computes the gradients of <c>Forward</c> on flat memory of a given shape.</summary>
     /// <typeparam name="T"><see cref="float"/>, <see cref="Half"/> or <see cref="BFloat16"/>: how tensors are stored; sums are float32 throughout.</typeparam>
     /// <param name="shape">The sizes.</param>

@@ -60,6 +60,31 @@ internal static class TensorArguments
             Read(value.Lengths, true, nameof(value), ValueLayout), Read(output.Lengths, true, nameof(output), OutputLayout));
     }
 
+    /// <summary>The shape that four tensors of a device and their gradients describe together; unwanted gradients are null.</summary>
+    /// <exception cref="ArgumentException">A tensor lies on another device, has another rank than 4, or does not fit the others.</exception>
+    public static AttentionShape Shape(
+        ComputeDevice device, DeviceTensor query, DeviceTensor key, DeviceTensor value, DeviceTensor output, DeviceTensor outputGradient,
+        DeviceTensor? queryGradient, DeviceTensor? keyGradient, DeviceTensor? valueGradient)
+    {
+        AttentionShape shape = Shape(device, query, key, value, output);
+        ArgumentNullException.ThrowIfNull(outputGradient);
+        RequireGradient(outputGradient, output, nameof(outputGradient), "output", OutputLayout);
+        RequireGradient(queryGradient, query, nameof(queryGradient), "query", QueryLayout);
+        RequireGradient(keyGradient, key, nameof(keyGradient), "key", KeyLayout);
+        RequireGradient(valueGradient, value, nameof(valueGradient), "value", ValueLayout);
+        return shape;
+
+        void RequireGradient(DeviceTensor? gradient, DeviceTensor of, string name, string other, string layout)
+        {
+            if (gradient is not null)
+            {
+                RequireOn(device, gradient, name);
+                RequireStoredAs(query.ElementType, gradient, name);
+                TensorArguments.RequireGradient(Read(gradient.Lengths, true, name, layout), Read(of.Lengths, true, other, layout), name, other);
+            }
+        }
+    }
+
     /// <summary>The shape of keys and values alone: no queries, and as many heads.</summary>
     /// <exception cref="ArgumentException">A tensor is not dense, has another rank than 4, or does not fit the other.</exception>
     public static AttentionShape KeyShape<T>(in ReadOnlyTensorSpan<T> key, in ReadOnlyTensorSpan<T> value)

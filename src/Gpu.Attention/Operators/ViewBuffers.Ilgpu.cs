@@ -19,6 +19,20 @@ internal static class ViewBuffers
         return buffers;
     }
 
+    public static GradientBuffers GradientsOf<T>(
+        ComputeDevice device, AttentionShape shape, in AttentionBuffers buffers, ArrayView<T> outputGradient, ArrayView<T> queryGradient,
+        ArrayView<T> keyGradient, ArrayView<T> valueGradient)
+        where T : unmanaged
+    {
+        TensorArguments.RequireGradientLengths(shape, outputGradient.Length, queryGradient.Length, keyGradient.Length, valueGradient.Length);
+        Accelerator? accelerator = (device.OpenRuntime() as IlgpuRuntime)?.Accelerator;
+        GradientBuffers gradients = DenseBuffers.GradientsOf(
+            shape, Region(device, accelerator, outputGradient, nameof(outputGradient)), Region(device, accelerator, queryGradient, nameof(queryGradient)),
+            Region(device, accelerator, keyGradient, nameof(keyGradient)), Region(device, accelerator, valueGradient, nameof(valueGradient)));
+        TensorArguments.RequireDisjoint(shape, buffers, gradients);
+        return gradients;
+    }
+
     /// <summary>How elements of a view's type are stored.</summary>
     /// <exception cref="NotSupportedException">Views of the type are not attended to.</exception>
     public static ElementType StorageOf<T>() => typeof(T) == typeof(ILGPU.Half) ? ElementType.Half : TensorArguments.StorageOf<T>();

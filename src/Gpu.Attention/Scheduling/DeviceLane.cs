@@ -13,8 +13,10 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
     private DeviceSession? _session;
     private SegmentRunner? _runner;
     private DeviceBlock? _kept;
-    private AttentionProblem? _problem;
-    private SegmentPlan? _plan;
+
+    // The last call's of either pass.
+    private Planned? _forward;
+    private Planned? _backward;
 
     // What a call may take; less after the device turned out to have less.
     private long _budget;
@@ -51,7 +53,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
     /// <param name="problem">A supported problem.</param>
     /// <exception cref="DeviceOutOfMemoryException">No plan fits the budget.</exception>
     public long PlannedBytes(AttentionProblem problem) =>
-        IsHost ? Engine.WorkspaceBytes(problem) : Plan(problem).Layout.TotalBytes;
+        IsHost ? Engine.WorkspaceBytes(problem) : Plan(problem, null).Layout.TotalBytes;
 
     /// <summary>Runs a problem on host memory.</summary>
     /// <param name="problem">A supported problem.</param>
@@ -67,7 +69,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
             return;
         }
 
-        for (SegmentPlan plan = Plan(problem); ; plan = Plan(problem))
+        for (SegmentPlan plan = Plan(problem, null); ; plan = Plan(problem, null))
         {
             try
             {
@@ -76,28 +78,45 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
             }
             catch (Exception e) when (IsOutOfMemory(e))
             {
-                long budget = plan.Layout.TotalBytes / 2;
-                lock (_lock)
-                {
-                    _plan = null;
-                    _budget = budget;
-                }
-
-                onSmaller(this, $"{Describe(e)}; trying with {budget} bytes");
+                TrySmaller(plan, e, onSmaller);
             }
         }
     }
 
-    /// <summary>Scratch memory that a backward pass takes.</summary>
+    /// <summary>Bytes that a backward pass on host memory takes of the device, all its gradients being wanted.</summary>
     /// <param name="problem">A problem whose backward pass the engine supports.</param>
-    public long BackwardBytes(AttentionProblem problem) => Engine.BackwardWorkspaceBytes(problem);
+    /// <exception cref="DeviceOutOfMemoryException">No plan fits the budget.</exception>
+    public long BackwardBytes(AttentionProblem problem) =>
+        IsHost ? Engine.BackwardWorkspaceBytes(problem) : Plan(problem, GradientParts.All(problem)).Layout.TotalBytes;
 
-    /// <summary>Computes the gradients of a problem on host memory. No engine of another device supports that yet.</summary>
+    /// <summary>Computes the gradients of a problem on host memory.</summary>
     /// <param name="problem">A problem whose backward pass the engine supports.</param>
     /// <param name="host">Its buffers.</param>
     /// <param name="gradients">Gradients in and out.</param>
-    public void Backward(AttentionProblem problem, in AttentionBuffers host, in GradientBuffers gradients) =>
-        Engine.Backward(problem, host with { Workspace = _hostWorkspace.Rent(Engine.BackwardWorkspaceBytes(problem)) }, gradients);
+    /// <param name="onSmaller">Told why, each time that the device has less memory than planned for.</param>
+    /// <exception cref="DeviceOutOfMemoryException">The device has not even memory for one head of one sequence.</exception>
+    public void Backward(AttentionProblem problem, in AttentionBuffers host, in GradientBuffers gradients, Action<DeviceLane, string> onSmaller)
+    {
+        if (IsHost)
+        {
+            HostBackward(problem, host, gradients);
+            return;
+        }
+
+        var parts = GradientParts.Of(gradients);
+        for (SegmentPlan plan = Plan(problem, parts); ; plan = Plan(problem, parts))
+        {
+            try
+            {
+                RunBackward(problem, plan, host, gradients);
+                return;
+            }
+            catch (Exception e) when (IsOutOfMemory(e))
+            {
+                TrySmaller(plan, e, onSmaller);
+            }
+        }
+    }
 
     /// <summary>Runs a problem on the device's own memory, and waits unless the device's queue is the caller's.</summary>
     /// <param name="problem">A supported problem.</param>
@@ -115,6 +134,29 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
 
         DeviceBlock workspace = Keep(engine.WorkspaceBytes(problem), engine.MinimumWorkspaceBytes(problem));
         engine.Forward(problem, buffers with { Workspace = new MemoryRegion(workspace.Allocation, 0, workspace.Bytes / sizeof(float)) });
+        if (wait)
+        {
+            _session!.Wait(DeviceQueue.Compute);
+        }
+    }
+
+    /// <summary>Computes the gradients of a problem on the device's own memory, and waits unless the device's queue is the caller's.</summary>
+    /// <param name="problem">A problem whose backward pass the engine supports.</param>
+    /// <param name="buffers">Its buffers.</param>
+    /// <param name="gradients">Gradients in and out.</param>
+    /// <param name="wait">True to wait for the result.</param>
+    /// <exception cref="DeviceOutOfMemoryException">The device has no memory for the engine's least workspace.</exception>
+    public void BackwardInPlace(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients, bool wait)
+    {
+        if (IsHost)
+        {
+            HostBackward(problem, buffers, gradients);
+            return;
+        }
+
+        IAttentionEngine engine = Engine;
+        DeviceBlock workspace = Keep(engine.BackwardWorkspaceBytes(problem), engine.MinimumBackwardWorkspaceBytes(problem));
+        engine.Backward(problem, buffers with { Workspace = new MemoryRegion(workspace.Allocation, 0, workspace.Bytes / sizeof(float)) }, gradients);
         if (wait)
         {
             _session!.Wait(DeviceQueue.Compute);
@@ -157,8 +199,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
     {
         lock (_lock)
         {
-            _plan = null;
-            _problem = null;
+            (_forward, _backward) = (null, null);
         }
 
         _hostWorkspace.Dispose();
@@ -204,36 +245,55 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         return session;
     }
 
-    private SegmentPlan Plan(AttentionProblem problem)
+    private SegmentPlan Plan(AttentionProblem problem, GradientParts? gradients)
     {
         lock (_lock)
         {
-            return PlanLocked(problem);
+            return PlanLocked(problem, gradients);
         }
     }
 
-    private SegmentPlan PlanLocked(AttentionProblem problem)
+    private SegmentPlan PlanLocked(AttentionProblem problem, GradientParts? gradients)
     {
         IAttentionEngine engine = Engine;
-        if (_plan is null || _problem != problem)
+        Planned? last = gradients is null ? _forward : _backward;
+        if (last is not null && last.Problem == problem && last.Plan.Gradients == gradients)
         {
-            _plan = SegmentPlan.Find(problem, engine, _budget, out long smallest);
-            if (_plan is null)
-            {
-                long budget = _budget;
-                _budget = FullBudget;
-                throw new DeviceOutOfMemoryException($"{problem.Shape} takes at least {smallest} bytes, where {budget} may be used");
-            }
-
-            _problem = problem;
+            return last.Plan;
         }
 
-        return _plan;
+        SegmentPlan? plan = SegmentPlan.Find(problem, engine, _budget, out long smallest, gradients);
+        if (plan is null)
+        {
+            long budget = _budget;
+            _budget = FullBudget;
+            throw new DeviceOutOfMemoryException(gradients is null
+                ? $"{problem.Shape} takes at least {smallest} bytes, where {budget} may be used"
+                : $"the gradients of {problem.Shape} take at least {smallest} bytes, where {budget} may be used");
+        }
+
+        var planned = new Planned(problem, plan);
+        (_forward, _backward) = gradients is null ? (planned, _backward) : (_forward, planned);
+        return plan;
     }
+
+    private void TrySmaller(SegmentPlan plan, Exception e, Action<DeviceLane, string> onSmaller)
+    {
+        long budget = plan.Layout.TotalBytes / 2;
+        lock (_lock)
+        {
+            (_forward, _backward) = (null, null);
+            _budget = budget;
+        }
+
+        onSmaller(this, $"{Describe(e)}; trying with {budget} bytes");
+    }
+
+    private void HostBackward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) =>
+        Engine.Backward(problem, buffers with { Workspace = _hostWorkspace.Rent(Engine.BackwardWorkspaceBytes(problem)) }, gradients);
 
     private unsafe void Run(AttentionProblem problem, SegmentPlan plan, in AttentionBuffers host)
     {
-        _runner ??= new SegmentRunner(_session!);
         StateBuffers final = host.FinalState;
         long scales = final.LogScale.Length;
         long normalizers = final.Normalizers.Length;
@@ -246,10 +306,42 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
                 MemoryRegion.Host(memory, scales), MemoryRegion.Host(memory + scales + normalizers, final.Sums.Length), MemoryRegion.Host(memory + scales, normalizers));
         }
 
+        Run(problem, plan, host with { FinalState = temporary }, default(GradientBuffers));
+        if (!final.IsEmpty)
+        {
+            Copy(temporary.LogScale, final.LogScale);
+            Copy(temporary.Sums, final.Sums);
+            Copy(temporary.Normalizers, final.Normalizers);
+        }
+    }
+
+    private unsafe void RunBackward(AttentionProblem problem, SegmentPlan plan, in AttentionBuffers host, in GradientBuffers gradients)
+    {
+        StateBuffers initial = gradients.InitialStateGradient with { LogScale = default };
+        StateBuffers temporary = initial;
+        if (!initial.IsEmpty)
+        {
+            // The caller's may be the final state's too, which another device begins with if this one fails half-way.
+            float* memory = _finalState.Rent((initial.Normalizers.Length + initial.Sums.Length) * sizeof(float)).HostPointer;
+            temporary = new StateBuffers(
+                default, MemoryRegion.Host(memory + initial.Normalizers.Length, initial.Sums.Length), MemoryRegion.Host(memory, initial.Normalizers.Length));
+        }
+
+        Run(problem, plan, host, gradients with { InitialStateGradient = temporary });
+        if (!initial.IsEmpty)
+        {
+            Copy(temporary.Sums, initial.Sums);
+            Copy(temporary.Normalizers, initial.Normalizers);
+        }
+    }
+
+    private void Run(AttentionProblem problem, SegmentPlan plan, in AttentionBuffers host, in GradientBuffers gradients)
+    {
+        _runner ??= new SegmentRunner(_session!);
         DeviceBlock block = _runtime!.Pool.Rent(plan.Layout.TotalBytes);
         try
         {
-            _runner.Run(problem, plan, host with { FinalState = temporary }, block);
+            _runner.Run(problem, plan, host, gradients, block);
         }
         catch
         {
@@ -259,13 +351,6 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
         finally
         {
             _runtime.Pool.Return(block);
-        }
-
-        if (!final.IsEmpty)
-        {
-            Copy(temporary.LogScale, final.LogScale);
-            Copy(temporary.Sums, final.Sums);
-            Copy(temporary.Normalizers, final.Normalizers);
         }
     }
 
@@ -303,4 +388,7 @@ internal sealed class DeviceLane(DeviceCandidate candidate, ComputeDeviceOptions
             block = null;
         }
     }
+
+    /// <summary>A problem and its plan.</summary>
+    private sealed record Planned(AttentionProblem Problem, SegmentPlan Plan);
 }

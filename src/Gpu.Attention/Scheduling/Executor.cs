@@ -74,29 +74,13 @@ internal sealed partial class Executor : IDisposable
 
     /// <summary>Runs a problem on the memory of the device asked for: no other can take over.</summary>
     /// <exception cref="DeviceException">It failed, or has no memory for its workspace.</exception>
-    public void ForwardInPlace(AttentionProblem problem, in AttentionBuffers buffers, bool wait)
-    {
-        Enter();
-        try
-        {
-            DeviceLane lane = _lanes[0];
-            try
-            {
-                RequireSupport(lane, problem);
-                lane.ForwardInPlace(problem, buffers, wait);
-                LastDevice = lane.Info;
-            }
-            catch (Exception e) when (IsOfDevice(lane, e))
-            {
-                GiveUpIfBroken(lane, e);
-                throw Final(lane, e);
-            }
-        }
-        finally
-        {
-            Leave();
-        }
-    }
+    public void ForwardInPlace(AttentionProblem problem, in AttentionBuffers buffers, bool wait) =>
+        RunInPlace(problem, buffers, default, wait, isBackward: false);
+
+    /// <summary>Computes a problem's gradients on the memory of the device asked for: no other can take over.</summary>
+    /// <exception cref="DeviceException">It failed, or has no memory for its workspace.</exception>
+    public void BackwardInPlace(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients, bool wait) =>
+        RunInPlace(problem, buffers, gradients, wait, isBackward: true);
 
     /// <summary>Checks that there is somebody to do work.</summary>
     /// <exception cref="ObjectDisposedException">The operator or its device is disposed.</exception>
@@ -113,6 +97,38 @@ internal sealed partial class Executor : IDisposable
         Release();
     }
 
+    private void RunInPlace(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients, bool wait, bool isBackward)
+    {
+        Enter();
+        try
+        {
+            DeviceLane lane = _lanes[0];
+            try
+            {
+                RequireSupport(lane, problem, isBackward);
+                if (isBackward)
+                {
+                    lane.BackwardInPlace(problem, buffers, gradients, wait);
+                }
+                else
+                {
+                    lane.ForwardInPlace(problem, buffers, wait);
+                }
+
+                LastDevice = lane.Info;
+            }
+            catch (Exception e) when (IsOfDevice(lane, e))
+            {
+                GiveUpIfBroken(lane, e);
+                throw Final(lane, e);
+            }
+        }
+        finally
+        {
+            Leave();
+        }
+    }
+
     private void Run(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients, bool isBackward)
     {
         Enter();
@@ -127,7 +143,7 @@ internal sealed partial class Executor : IDisposable
                     RequireSupport(lane, problem, isBackward);
                     if (isBackward)
                     {
-                        lane.Backward(problem, buffers, gradients);
+                        lane.Backward(problem, buffers, gradients, _onSmaller);
                     }
                     else
                     {
@@ -154,7 +170,7 @@ internal sealed partial class Executor : IDisposable
         ? e is UnsupportedProblemException
         : e is not OutOfMemoryException && !(e is ObjectDisposedException && (_disposed || Device.IsDisposed));
 
-    private static void RequireSupport(DeviceLane lane, AttentionProblem problem, bool isBackward = false)
+    private static void RequireSupport(DeviceLane lane, AttentionProblem problem, bool isBackward)
     {
         EngineSupport support = isBackward ? lane.Engine.SupportsBackward(problem) : lane.Engine.Supports(problem);
         if (!support.IsSupported)

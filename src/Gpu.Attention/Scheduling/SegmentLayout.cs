@@ -40,7 +40,8 @@ internal sealed class SegmentLayout
     /// <param name="size">Its largest segment.</param>
     /// <param name="slots">Segments whose tensors are there at once: 2 for neighbours to overlap.</param>
     /// <param name="workspaceBytes">The engine's scratch memory.</param>
-    public SegmentLayout(AttentionProblem problem, SegmentSize size, int slots, long workspaceBytes)
+    /// <param name="gradients">The gradients of a backward pass; null for a forward one.</param>
+    public SegmentLayout(AttentionProblem problem, SegmentSize size, int slots, long workspaceBytes, GradientParts? gradients = null)
     {
         AttentionShape shape = problem.Shape;
         Int128 rows = (Int128)size.Sequences * size.KeyHeads;
@@ -53,17 +54,21 @@ internal sealed class SegmentLayout
         Value = Take(slots, keys * shape.ValueDimension * stored);
         Output = Take(slots, queries * shape.ValueDimension * stored);
 
-        // A group's last state still comes down while the next group computes and the one after it goes up.
-        if (problem.Features is { } features && (problem.HasInitialState || problem.WantsFinalState || IsCut(problem, size)))
+        if (gradients is not null)
         {
-            int groups = slots == 1 ? 1 : 3;
-            Int128 states = rows * features.FeatureDimension * sizeof(float);
-            Int128 scales = features.Family == FeatureFamily.Exponential ? states : 0;
-            long[] logScale = Take(groups, scales);
-            long[] maximum = Take(groups, scales);
-            long[] sums = Take(groups, states * shape.ValueDimension);
-            long[] normalizers = Take(groups, states);
-            States = [.. Enumerable.Range(0, groups).Select(i => new StatePlaces(logScale[i], maximum[i], sums[i], normalizers[i]))];
+            // Nothing is handed on, so that a place for each slot is enough.
+            OutputGradient = Take(slots, gradients.Output ? queries * shape.ValueDimension * stored : 0);
+            QueryGradient = Take(slots, gradients.Query ? queries * shape.KeyDimension * stored : 0);
+            KeyGradient = Take(slots, gradients.Key ? keys * shape.KeyDimension * stored : 0);
+            ValueGradient = Take(slots, gradients.Value ? keys * shape.ValueDimension * stored : 0);
+            States = TakeStates(problem, problem.HasInitialState ? slots : 0, rows);
+            FinalStateGradients = TakeStates(problem, gradients.FinalState ? slots : 0, rows);
+            InitialStateGradients = TakeStates(problem, gradients.InitialState ? slots : 0, rows);
+        }
+        else if (problem.Features is not null && (problem.HasInitialState || problem.WantsFinalState || IsCut(problem, size)))
+        {
+            // A group's last state still comes down while the next group computes and the one after it goes up.
+            States = TakeStates(problem, slots == 1 ? 1 : 3, rows);
         }
 
         Workspace = Take(1, workspaceBytes)[0];
@@ -83,8 +88,26 @@ internal sealed class SegmentLayout
     /// <summary>Outputs, a place for each slot.</summary>
     public long[] Output { get; }
 
-    /// <summary>States that segments begin with and leave, taken in turn by groups.</summary>
+    /// <summary>States that segments begin with and leave, taken in turn by groups; of a backward pass those that they began with.</summary>
     public StatePlaces[] States { get; } = [];
+
+    /// <summary>Gradients of outputs, a place for each slot of a backward pass.</summary>
+    public long[] OutputGradient { get; } = [];
+
+    /// <summary>Gradients of queries, likewise.</summary>
+    public long[] QueryGradient { get; } = [];
+
+    /// <summary>Gradients of keys, likewise.</summary>
+    public long[] KeyGradient { get; } = [];
+
+    /// <summary>Gradients of values, likewise.</summary>
+    public long[] ValueGradient { get; } = [];
+
+    /// <summary>Gradients of the states that segments left, taken in turn by groups of a backward pass.</summary>
+    public StatePlaces[] FinalStateGradients { get; } = [];
+
+    /// <summary>Gradients of the states that segments began with, likewise.</summary>
+    public StatePlaces[] InitialStateGradients { get; } = [];
 
     /// <summary>Scratch memory.</summary>
     public long Workspace { get; }
@@ -100,6 +123,22 @@ internal sealed class SegmentLayout
     /// <param name="size">Its largest segment.</param>
     public static bool IsCut(AttentionProblem problem, SegmentSize size) =>
         problem.Layout is null && (size.Queries < problem.Shape.QueryLength || size.Keys < problem.Shape.KeyLength);
+
+    private StatePlaces[] TakeStates(AttentionProblem problem, int count, Int128 rows)
+    {
+        if (problem.Features is not { } features)
+        {
+            return [];
+        }
+
+        Int128 states = rows * features.FeatureDimension * sizeof(float);
+        Int128 scales = features.Family == FeatureFamily.Exponential ? states : 0;
+        long[] logScale = Take(count, scales);
+        long[] maximum = Take(count, scales);
+        long[] sums = Take(count, states * problem.Shape.ValueDimension);
+        long[] normalizers = Take(count, states);
+        return [.. Enumerable.Range(0, count).Select(i => new StatePlaces(logScale[i], maximum[i], sums[i], normalizers[i]))];
+    }
 
     private long[] Take(int count, Int128 bytes)
     {

@@ -8,6 +8,7 @@ namespace Gpu.Attention;
 /// <para>The batch is cut first; then the tokens, at the engine's <see cref="IAttentionEngine.SegmentMultiple"/>, with the state handed on; then the
 /// key heads. Exact attention is cut by sequences and heads only, since its queries need all keys, and so is a problem with a layout: its sequences are
 /// taken in groups of about as many tokens. No cut changes a bit of the result.</para>
+/// <para>A backward pass is cut by sequences and heads only: what a sequence's keys are asked for comes from its last queries first.</para>
 /// <para>Where possible two segments' tensors fit at once, so that one comes and one goes while one is computed.</para>
 /// </remarks>
 internal sealed class SegmentPlan
@@ -15,10 +16,11 @@ internal sealed class SegmentPlan
     private readonly AttentionProblem _problem;
     private readonly SegmentSize _size;
 
-    private SegmentPlan(AttentionProblem problem, SegmentSize size, int slots, long workspaceBytes, IEnumerable<SequenceGroup> groups)
+    private SegmentPlan(
+        AttentionProblem problem, GradientParts? gradients, SegmentSize size, int slots, long workspaceBytes, IEnumerable<SequenceGroup> groups)
     {
-        (_problem, _size, Slots) = (problem, size, slots);
-        Layout = new SegmentLayout(problem, size, slots, workspaceBytes);
+        (_problem, _size, Slots, Gradients) = (problem, size, slots, gradients);
+        Layout = new SegmentLayout(problem, size, slots, workspaceBytes, gradients);
         Segments = [.. Cut(groups)];
     }
 
@@ -28,6 +30,9 @@ internal sealed class SegmentPlan
     /// <summary>Segments whose tensors the device holds at once.</summary>
     public int Slots { get; }
 
+    /// <summary>The gradients of a backward pass; null for a forward one.</summary>
+    public GradientParts? Gradients { get; }
+
     /// <summary>Where everything lies on the device.</summary>
     public SegmentLayout Layout { get; }
 
@@ -36,15 +41,19 @@ internal sealed class SegmentPlan
     /// <param name="engine">Says what it needs.</param>
     /// <param name="budget">Bytes on the device.</param>
     /// <param name="smallest">What the smallest plan takes.</param>
+    /// <param name="gradients">The gradients of a backward pass; null for a forward one.</param>
     /// <returns>Null when nothing fits.</returns>
-    public static SegmentPlan? Find(AttentionProblem problem, IAttentionEngine engine, long budget, out long smallest) =>
-        problem.Layout is null ? FindCut(problem, engine, budget, out smallest) : FindGroups(problem, problem.Layout, engine, budget, out smallest);
+    public static SegmentPlan? Find(
+        AttentionProblem problem, IAttentionEngine engine, long budget, out long smallest, GradientParts? gradients = null) =>
+        problem.Layout is null
+            ? FindCut(problem, gradients, engine, budget, out smallest)
+            : FindGroups(problem, gradients, problem.Layout, engine, budget, out smallest);
 
     /// <inheritdoc/>
     public override string ToString() =>
         $"{Segments.Length} segments of up to {_size.Sequences} sequences, {_size.KeyHeads} key heads, {Math.Max(_size.Queries, _size.Keys)} tokens; {Layout.TotalBytes} bytes";
 
-    private static SegmentPlan? FindCut(AttentionProblem problem, IAttentionEngine engine, long budget, out long smallest)
+    private static SegmentPlan? FindCut(AttentionProblem problem, GradientParts? gradients, IAttentionEngine engine, long budget, out long smallest)
     {
         AttentionShape shape = problem.Shape;
         var whole = new SegmentSize(shape.Batch, shape.KeyHeads, shape.QueryLength, shape.KeyLength);
@@ -64,7 +73,7 @@ internal sealed class SegmentPlan
                 }
 
                 SegmentSize one = whole with { Sequences = Math.Min(1, shape.Batch) };
-                if (problem.Features is not null)
+                if (problem.Features is not null && gradients is null)
                 {
                     int multiple = engine.SegmentMultiple;
                     int pieces = (Math.Max(shape.QueryLength, shape.KeyLength) - 1) / multiple;
@@ -86,22 +95,19 @@ internal sealed class SegmentPlan
 
             bool Fits(SegmentSize size, int slots) => Lay(size, slots).TotalBytes <= budget;
 
-            SegmentLayout Lay(SegmentSize size, int slots) => new(problem, size, slots, Workspace(size));
+            SegmentLayout Lay(SegmentSize size, int slots) => new(problem, size, slots, Workspace(size), gradients);
 
             SegmentPlan Plan(SegmentSize size, int slots) => new(
-                problem, size, slots, Workspace(size), Pieces(shape.Batch, size.Sequences).Select(piece => new SequenceGroup(piece.First, piece.Count, null)));
+                problem, gradients, size, slots, Workspace(size), Pieces(shape.Batch, size.Sequences).Select(piece => new SequenceGroup(piece.First, piece.Count, null)));
 
-            long Workspace(SegmentSize size)
-            {
-                AttentionProblem part = size.Of(problem);
-                return isRoomy ? engine.WorkspaceBytes(part) : engine.MinimumWorkspaceBytes(part);
-            }
+            long Workspace(SegmentSize size) => WorkspaceBytes(size.Of(problem), gradients, engine, isRoomy);
         }
 
         return null;
     }
 
-    private static SegmentPlan? FindGroups(AttentionProblem problem, SequenceLayout layout, IAttentionEngine engine, long budget, out long smallest)
+    private static SegmentPlan? FindGroups(
+        AttentionProblem problem, GradientParts? gradients, SequenceLayout layout, IAttentionEngine engine, long budget, out long smallest)
     {
         int keyHeads = problem.Shape.KeyHeads;
         long tokens = Enumerable.Range(0, layout.Sequences).Sum(n => QueriesOf(problem, layout, n) + KeysOf(problem, layout, n));
@@ -136,17 +142,17 @@ internal sealed class SegmentPlan
             }
 
             SegmentPlan? PlanIfFits(SequenceGroup[] groups, int heads, int slots) => Fits(groups, heads, slots)
-                ? new SegmentPlan(problem, SizeOf(groups, heads), slots, Workspace(groups, heads), groups)
+                ? new SegmentPlan(problem, gradients, SizeOf(groups, heads), slots, Workspace(groups, heads), groups)
                 : null;
 
             // What the tensors alone are too large for needs no plan of the engine's.
             bool Fits(SequenceGroup[] groups, int heads, int slots) =>
-                new SegmentLayout(problem, SizeOf(groups, heads), slots, 0).TotalBytes <= budget && Lay(groups, heads, slots).TotalBytes <= budget;
+                new SegmentLayout(problem, SizeOf(groups, heads), slots, 0, gradients).TotalBytes <= budget && Lay(groups, heads, slots).TotalBytes <= budget;
 
-            SegmentLayout Lay(SequenceGroup[] groups, int heads, int slots) => new(problem, SizeOf(groups, heads), slots, Workspace(groups, heads));
+            SegmentLayout Lay(SequenceGroup[] groups, int heads, int slots) => new(problem, SizeOf(groups, heads), slots, Workspace(groups, heads), gradients);
 
-            long Workspace(SequenceGroup[] groups, int heads) => groups.Select(group => Part(problem, group, heads)).Select(part =>
-                isRoomy ? engine.WorkspaceBytes(part) : engine.MinimumWorkspaceBytes(part)).DefaultIfEmpty(0).Max();
+            long Workspace(SequenceGroup[] groups, int heads) =>
+                groups.Select(group => WorkspaceBytes(Part(problem, group, heads), gradients, engine, isRoomy)).DefaultIfEmpty(0).Max();
         }
 
         return null;
@@ -156,6 +162,11 @@ internal sealed class SegmentPlan
             groups.Select(group => Enumerable.Range(group.First, group.Count).Sum(n => QueriesOf(problem, layout, n))).DefaultIfEmpty(0).Max(),
             groups.Select(group => Enumerable.Range(group.First, group.Count).Sum(n => KeysOf(problem, layout, n))).DefaultIfEmpty(0).Max());
     }
+
+    private static long WorkspaceBytes(AttentionProblem part, GradientParts? gradients, IAttentionEngine engine, bool isRoomy) =>
+        gradients is null
+            ? isRoomy ? engine.WorkspaceBytes(part) : engine.MinimumWorkspaceBytes(part)
+            : isRoomy ? engine.BackwardWorkspaceBytes(part) : engine.MinimumBackwardWorkspaceBytes(part);
 
     /// <summary>Queries of a sequence.</summary>
     private static long QueriesOf(AttentionProblem problem, SequenceLayout layout, int sequence) =>

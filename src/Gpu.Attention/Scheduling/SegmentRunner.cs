@@ -13,8 +13,9 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
     /// <param name="problem">The problem.</param>
     /// <param name="plan">Its plan.</param>
     /// <param name="host">Its buffers.</param>
+    /// <param name="gradients">The gradients of a backward pass.</param>
     /// <param name="device">Device memory of the plan's size.</param>
-    public void Run(AttentionProblem problem, SegmentPlan plan, in AttentionBuffers host, DeviceBlock device)
+    public void Run(AttentionProblem problem, SegmentPlan plan, in AttentionBuffers host, in GradientBuffers gradients, DeviceBlock device)
     {
         // With one slot nothing overlaps: a segment is three steps, and the next begins after them.
         int stride = plan.Slots == 1 ? 3 : 1;
@@ -23,7 +24,15 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
             Segment? computed = At(plan, step - 1, stride);
             if (computed is not null)
             {
-                session.Engine.Forward(computed.Problem, DeviceBuffers(plan, step - 1, stride, computed, device));
+                AttentionBuffers buffers = DeviceBuffers(plan, step - 1, stride, computed, device);
+                if (plan.Gradients is null)
+                {
+                    session.Engine.Forward(computed.Problem, buffers);
+                }
+                else
+                {
+                    session.Engine.Backward(computed.Problem, buffers, DeviceGradients(plan, plan.Gradients, (step - 1) / stride, computed, device));
+                }
             }
 
             _uploads.Begin(device.Allocation);
@@ -31,11 +40,22 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
             if (At(plan, step, stride) is { } up)
             {
                 Upload(problem, plan, step / stride, up, host);
+                if (plan.Gradients is not null)
+                {
+                    UploadGradients(problem, plan, step / stride, up, host, gradients);
+                }
             }
 
             if (At(plan, step - 2, stride) is { } down)
             {
-                Download(problem, plan, (step - 2) / stride, down, host);
+                if (plan.Gradients is null)
+                {
+                    Download(problem, plan, (step - 2) / stride, down, host);
+                }
+                else
+                {
+                    DownloadGradients(problem, plan, (step - 2) / stride, down, gradients);
+                }
             }
 
             while (_uploads.Step() | _downloads.Step())
@@ -79,6 +99,28 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
 
     private static MemoryRegion Region(DeviceBlock device, long offset, long elements) => new(device.Allocation, checked((nint)offset), elements);
 
+    private static TensorBuffer Dense(DeviceBlock device, Segment segment, long offset, long elements, int tokens, int heads, int dimension) =>
+        TensorBuffer.Dense(Region(device, offset, elements) with { Type = segment.Problem.Storage }, tokens, heads, dimension);
+
+    private static StateBuffers State(DeviceBlock device, Segment segment, StatePlaces[] places, StateEdge edge)
+    {
+        if (edge == StateEdge.None)
+        {
+            return default;
+        }
+
+        AttentionShape shape = segment.Problem.Shape;
+        FeaturePair features = segment.Problem.Features!;
+        StatePlaces place = places[segment.Group % places.Length];
+        long rows = (long)segment.Problem.Sequences * shape.KeyHeads * features.FeatureDimension;
+        long scales = features.Family == FeatureFamily.Exponential ? rows : 0;
+        return new StateBuffers(
+            Region(device, place.LogScale, scales), Region(device, place.Sums, rows * shape.ValueDimension), Region(device, place.Normalizers, rows))
+        {
+            Maximum = Region(device, place.Maximum, edge == StateEdge.Neighbor ? scales : 0),
+        };
+    }
+
     private static AttentionBuffers DeviceBuffers(SegmentPlan plan, int step, int stride, Segment segment, DeviceBlock device)
     {
         SegmentLayout layout = plan.Layout;
@@ -86,35 +128,37 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
         AttentionShape shape = segment.Problem.Shape;
         return new AttentionBuffers
         {
-            Query = Dense(layout.Query[slot], shape.QueryElements, shape.QueryLength, shape.Heads, shape.KeyDimension),
-            Key = Dense(layout.Key[slot], shape.KeyElements, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
-            Value = Dense(layout.Value[slot], shape.ValueElements, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
-            Output = Dense(layout.Output[slot], shape.OutputElements, shape.QueryLength, shape.Heads, shape.ValueDimension),
-            InitialState = State(segment.Before),
-            FinalState = State(segment.After),
+            Query = Dense(device, segment, layout.Query[slot], shape.QueryElements, shape.QueryLength, shape.Heads, shape.KeyDimension),
+            Key = Dense(device, segment, layout.Key[slot], shape.KeyElements, shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
+            Value = Dense(device, segment, layout.Value[slot], shape.ValueElements, shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
+            Output = Dense(device, segment, layout.Output[slot], shape.OutputElements, shape.QueryLength, shape.Heads, shape.ValueDimension),
+            InitialState = State(device, segment, layout.States, segment.Before),
+            FinalState = State(device, segment, layout.States, plan.Gradients is null ? segment.After : StateEdge.None),
             Workspace = Region(device, layout.Workspace, layout.WorkspaceBytes / sizeof(float)),
         };
+    }
 
-        TensorBuffer Dense(long offset, long elements, int tokens, int heads, int dimension) =>
-            TensorBuffer.Dense(Region(device, offset, elements) with { Type = segment.Problem.Storage }, tokens, heads, dimension);
-
-        StateBuffers State(StateEdge edge)
+    private static GradientBuffers DeviceGradients(SegmentPlan plan, GradientParts parts, int index, Segment segment, DeviceBlock device)
+    {
+        SegmentLayout layout = plan.Layout;
+        int slot = index % plan.Slots;
+        AttentionShape shape = segment.Problem.Shape;
+        return new GradientBuffers
         {
-            if (edge == StateEdge.None)
-            {
-                return default;
-            }
+            OutputGradient = Queries(parts.Output, layout.OutputGradient, shape.OutputElements, shape.ValueDimension),
+            QueryGradient = Queries(parts.Query, layout.QueryGradient, shape.QueryElements, shape.KeyDimension),
+            KeyGradient = Keys(parts.Key, layout.KeyGradient, shape.KeyElements, shape.KeyDimension),
+            ValueGradient = Keys(parts.Value, layout.ValueGradient, shape.ValueElements, shape.ValueDimension),
+            FinalStateGradient = State(device, segment, layout.FinalStateGradients, parts.FinalState ? StateEdge.Caller : StateEdge.None),
+            InitialStateGradient =
+                State(device, segment, layout.InitialStateGradients, parts.InitialState ? StateEdge.Caller : StateEdge.None) with { LogScale = default },
+        };
 
-            FeaturePair features = segment.Problem.Features!;
-            StatePlaces places = layout.States[segment.Group % layout.States.Length];
-            long rows = (long)segment.Problem.Sequences * shape.KeyHeads * features.FeatureDimension;
-            long scales = features.Family == FeatureFamily.Exponential ? rows : 0;
-            return new StateBuffers(
-                Region(device, places.LogScale, scales), Region(device, places.Sums, rows * shape.ValueDimension), Region(device, places.Normalizers, rows))
-            {
-                Maximum = Region(device, places.Maximum, edge == StateEdge.Neighbor ? scales : 0),
-            };
-        }
+        TensorBuffer Queries(bool isThere, long[] places, long elements, int dimension) =>
+            isThere ? Dense(device, segment, places[slot], elements, shape.QueryLength, shape.Heads, dimension) : default;
+
+        TensorBuffer Keys(bool isThere, long[] places, long elements, int dimension) =>
+            isThere ? Dense(device, segment, places[slot], elements, shape.KeyLength, shape.KeyHeads, dimension) : default;
     }
 
     private void Upload(AttentionProblem problem, SegmentPlan plan, int index, Segment segment, in AttentionBuffers host)
@@ -136,7 +180,7 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
 
         if (segment.Before == StateEdge.Caller)
         {
-            Transfer(_uploads, problem, plan, segment, host.InitialState);
+            Transfer(_uploads, problem, layout.States, segment, host.InitialState);
         }
     }
 
@@ -152,13 +196,71 @@ internal sealed class SegmentRunner(DeviceSession session) : IDisposable
 
         if (segment.After == StateEdge.Caller)
         {
-            Transfer(_downloads, problem, plan, segment, host.FinalState);
+            Transfer(_downloads, problem, plan.Layout.States, segment, host.FinalState);
         }
     }
 
-    private static void Transfer(TransferQueue queue, AttentionProblem problem, SegmentPlan plan, Segment segment, StateBuffers state)
+    private void UploadGradients(
+        AttentionProblem problem, SegmentPlan plan, int index, Segment segment, in AttentionBuffers host, in GradientBuffers gradients)
     {
-        StatePlaces places = plan.Layout.States[segment.Group % plan.Layout.States.Length];
+        int slot = index % plan.Slots;
+        AttentionShape shape = segment.Problem.Shape;
+        int firstHead = segment.FirstKeyHead * shape.HeadGroup;
+        if (shape.QueryLength > 0)
+        {
+            _uploads.Add(View(host.Output, segment, segment.FirstQuery, shape.QueryLength, firstHead, shape.Heads, shape.ValueDimension), plan.Layout.Output[slot]);
+            if (plan.Gradients!.Output)
+            {
+                _uploads.Add(
+                    View(gradients.OutputGradient, segment, segment.FirstQuery, shape.QueryLength, firstHead, shape.Heads, shape.ValueDimension),
+                    plan.Layout.OutputGradient[slot]);
+            }
+        }
+
+        if (plan.Gradients!.FinalState)
+        {
+            Transfer(_uploads, problem, plan.Layout.FinalStateGradients, segment, gradients.FinalStateGradient);
+        }
+    }
+
+    private void DownloadGradients(AttentionProblem problem, SegmentPlan plan, int index, Segment segment, in GradientBuffers gradients)
+    {
+        int slot = index % plan.Slots;
+        SegmentLayout layout = plan.Layout;
+        GradientParts parts = plan.Gradients!;
+        AttentionShape shape = segment.Problem.Shape;
+        if (parts.Query && shape.QueryLength > 0)
+        {
+            _downloads.Add(
+                View(
+                    gradients.QueryGradient, segment, segment.FirstQuery, shape.QueryLength, segment.FirstKeyHead * shape.HeadGroup, shape.Heads,
+                    shape.KeyDimension),
+                layout.QueryGradient[slot]);
+        }
+
+        if (parts.Key && shape.KeyLength > 0)
+        {
+            _downloads.Add(
+                View(gradients.KeyGradient, segment, segment.FirstKey, shape.KeyLength, segment.FirstKeyHead, shape.KeyHeads, shape.KeyDimension),
+                layout.KeyGradient[slot]);
+        }
+
+        if (parts.Value && shape.KeyLength > 0)
+        {
+            _downloads.Add(
+                View(gradients.ValueGradient, segment, segment.FirstKey, shape.KeyLength, segment.FirstKeyHead, shape.KeyHeads, shape.ValueDimension),
+                layout.ValueGradient[slot]);
+        }
+
+        if (parts.InitialState)
+        {
+            Transfer(_downloads, problem, layout.InitialStateGradients, segment, gradients.InitialStateGradient with { LogScale = default });
+        }
+    }
+
+    private static void Transfer(TransferQueue queue, AttentionProblem problem, StatePlaces[] all, Segment segment, StateBuffers state)
+    {
+        StatePlaces places = all[segment.Group % all.Length];
         int features = problem.Features!.FeatureDimension;
         if (!state.LogScale.IsEmpty)
         {

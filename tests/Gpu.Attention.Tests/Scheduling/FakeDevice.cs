@@ -40,6 +40,9 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
     /// <summary>What the engine refuses; null for nothing.</summary>
     public string? Refusal { get; set; }
 
+    /// <summary>Why the engine has no backward pass; null when it has.</summary>
+    public string? BackwardRefusal { get; set; }
+
     private QueueTiming Timing { get; } = timing;
 
     public override long DefaultBudgetBytes => capacity;
@@ -174,24 +177,45 @@ internal sealed unsafe class FakeDevice(long capacity, QueueTiming timing, strin
 
         public void Forward(AttentionProblem problem, in AttentionBuffers buffers)
         {
-            var here = new AttentionBuffers
-            {
-                Query = Here(buffers.Query),
-                Key = Here(buffers.Key),
-                Value = Here(buffers.Value),
-                Output = Here(buffers.Output),
-                InitialState = Here(buffers.InitialState),
-                FinalState = Here(buffers.FinalState),
-                Workspace = Here(buffers.Workspace),
-            };
+            AttentionBuffers here = Here(buffers);
             session.Enqueue(DeviceQueue.Compute, () => _engine.Forward(problem, here));
         }
 
-        public EngineSupport SupportsBackward(AttentionProblem problem) => EngineSupport.No("a fake has no backward pass");
+        public EngineSupport SupportsBackward(AttentionProblem problem)
+        {
+            device.Step("supports");
+            return (device.Refusal ?? device.BackwardRefusal) is { } refusal ? EngineSupport.No(refusal) : _engine.SupportsBackward(problem);
+        }
 
-        public long BackwardWorkspaceBytes(AttentionProblem problem) => throw new NotSupportedException();
+        public long BackwardWorkspaceBytes(AttentionProblem problem) => _engine.BackwardWorkspaceBytes(problem);
 
-        public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients) => throw new NotSupportedException();
+        public long MinimumBackwardWorkspaceBytes(AttentionProblem problem) => _engine.MinimumBackwardWorkspaceBytes(problem);
+
+        public void Backward(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
+        {
+            AttentionBuffers here = Here(buffers);
+            var gradientsHere = new GradientBuffers
+            {
+                OutputGradient = Here(gradients.OutputGradient),
+                FinalStateGradient = Here(gradients.FinalStateGradient),
+                QueryGradient = Here(gradients.QueryGradient),
+                KeyGradient = Here(gradients.KeyGradient),
+                ValueGradient = Here(gradients.ValueGradient),
+                InitialStateGradient = Here(gradients.InitialStateGradient),
+            };
+            session.Enqueue(DeviceQueue.Compute, () => _engine.Backward(problem, here, gradientsHere));
+        }
+
+        private static AttentionBuffers Here(in AttentionBuffers buffers) => new()
+        {
+            Query = Here(buffers.Query),
+            Key = Here(buffers.Key),
+            Value = Here(buffers.Value),
+            Output = Here(buffers.Output),
+            InitialState = Here(buffers.InitialState),
+            FinalState = Here(buffers.FinalState),
+            Workspace = Here(buffers.Workspace),
+        };
 
         private static TensorBuffer Here(TensorBuffer tensor) => tensor with { Memory = Here(tensor.Memory) };
 

@@ -1,16 +1,19 @@
 using System.Text;
 
-namespace Gpu.Attention.Samples.Book;
+namespace Gpu.Attention.Plotting;
 
 /// <summary>A table for the console and for Markdown. The first column holds names, the others numbers.</summary>
-internal sealed class Table(params string[] header)
+public sealed class Table(params string[] header)
 {
     private readonly List<string[]> _rows = [];
 
+    /// <summary>Adds a row of as many cells as the header has.</summary>
     public void Add(params string[] cells) => _rows.Add(cells);
 
+    /// <summary>For the console.</summary>
     public string ToText() => Write("  ", "  ", "", isMarkdown: false);
 
+    /// <summary>For Markdown.</summary>
     public string ToMarkdown() => Write("| ", " | ", " |", isMarkdown: true);
 
     private string Write(string start, string between, string end, bool isMarkdown)

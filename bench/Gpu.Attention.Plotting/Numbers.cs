@@ -1,16 +1,20 @@
 using System.Globalization;
 
-namespace Gpu.Attention.Samples.Book;
+namespace Gpu.Attention.Plotting;
 
 /// <summary>Numbers as the tables and sentences write them.</summary>
-internal static class Numbers
+public static class Numbers
 {
+    /// <summary>A count: <c>12,345</c>.</summary>
     public static string Count(double value) => value.ToString("N0", CultureInfo.InvariantCulture);
 
+    /// <summary>Bits to a thousandth.</summary>
     public static string Bits(double value) => value.ToString("0.000", CultureInfo.InvariantCulture);
 
+    /// <summary>A share: <c>63%</c>.</summary>
     public static string Percent(double fraction) => fraction.ToString("0%", CultureInfo.InvariantCulture);
 
+    /// <summary>Bytes in MiB.</summary>
     public static string Mebibytes(long bytes) => (bytes / 1048576.0).ToString("N0", CultureInfo.InvariantCulture) + " MiB";
 
     /// <summary>A rate: <c>12,345</c>, <c>1.23 M</c>.</summary>

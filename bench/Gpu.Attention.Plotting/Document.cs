@@ -1,9 +1,9 @@
 using System.Text;
 
-namespace Gpu.Attention.Samples.Book;
+namespace Gpu.Attention.Plotting;
 
 /// <summary>A part of the report that is written to the console and, the same, to Markdown.</summary>
-internal sealed class Document(string heading)
+public sealed class Document(string heading)
 {
     private const int Columns = 88;
 
@@ -18,6 +18,7 @@ internal sealed class Document(string heading)
     /// <summary>Adds a picture; the console leaves it out.</summary>
     public Document Show(Picture picture) => Add(picture);
 
+    /// <summary>For the console.</summary>
     public string ToText()
     {
         var text = new StringBuilder();
@@ -30,6 +31,7 @@ internal sealed class Document(string heading)
         return text.ToString();
     }
 
+    /// <summary>For Markdown, with a heading of a level.</summary>
     public string ToMarkdown(int level)
     {
         var text = new StringBuilder();
@@ -71,4 +73,4 @@ internal sealed class Document(string heading)
 /// <summary>A picture beside the report.</summary>
 /// <param name="Text">What it shows, for those who cannot see it.</param>
 /// <param name="File">Its file name.</param>
-internal sealed record Picture(string Text, string File);
+public sealed record Picture(string Text, string File);
