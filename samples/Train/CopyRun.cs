@@ -41,7 +41,7 @@ internal sealed class CopyRun(TrainOptions options, TextWriter output)
         }
 
         var chart = new LineChart(
-            $"Copying: {task.Name}", new Axis("gradient steps"), new Axis("nats a symbol", AxisScale.Logarithmic),
+            $"Copying {task.Name}", new Axis("gradient steps"), new Axis("nats a symbol", AxisScale.Logarithmic),
             [
                 .. methods.Zip(curves, (method, curve) => new Series(method.Name, [.. curve.Select(p => new PlotPoint(p.Step, p.Loss))])),
                 new Series("learned", [new PlotPoint(0, Learned), new PlotPoint(options.Steps, Learned)]) { IsReference = true },

@@ -23,7 +23,7 @@ internal sealed class CopyTask : ITask
         Measured = [Draw(measured, new RandomSource(MeasuredSeed))];
     }
 
-    public string Name => $"copy words of {_shortest} to {_longest} symbols";
+    public string Name => _shortest == _longest ? $"words of {_longest} symbols" : $"words of {_shortest} to {_longest} symbols";
 
     public int Symbols => WordSymbols + 1;
 
