@@ -6,7 +6,7 @@ internal sealed record ReportScale
     /// <summary>Seconds: that everything works, not what it costs.</summary>
     public static readonly ReportScale Quick = new()
     {
-        Name = "quick", MinLength = 64, MaxLength = 1_024, LongestCallSeconds = 0.1, SampleSeconds = 0.002, Rounds = 3, BudgetSeconds = 3,
+        Name = "quick", MinLength = 64, MaxLength = 1_024, LongestCallSeconds = 1, SampleSeconds = 0.002, Rounds = 3, BudgetSeconds = 3,
         MapLength = 256, MaxPosition = 256, DecodeRounds = 3, MemoryLengths = [1_024], LimitsOnce = true, PeerLengths = [256], PeerRounds = 1,
     };
 
