@@ -496,7 +496,7 @@ public abstract partial class EngineLaws
         foreach (string map in GradientMaps)
         {
             EngineSupport support = Engine.SupportsBackward(Posed(map, shape, causal: true));
-            Assert.Equal(HasBackward(map) && !Refused.Contains(map), support.IsSupported);
+            Assert.Equal(!Refused.Contains(map), support.IsSupported);
             Assert.NotEqual(support.IsSupported, support.Reason.Length > 0);
         }
 
@@ -611,7 +611,7 @@ public abstract partial class EngineLaws
 
     private void HoldsBackward(string map, Action law)
     {
-        Assert.SkipWhen(!HasBackward(map), $"The engine has no backward pass of {map}.");
+        Assert.SkipWhen(!TriesBackward(map), $"The backward pass of {map} is tested elsewhere.");
         Holds(map, law);
     }
 

@@ -28,8 +28,8 @@ public abstract partial class EngineLaws
     /// <summary>Maps that the engine cannot run, "softmax" for exact attention and "favor+ as jax" for a published convention: it must refuse them with a reason.</summary>
     private protected virtual string[] Refused => [];
 
-    /// <summary>True when the engine has a backward pass of a map, "softmax" for exact attention; else it must refuse it with a reason.</summary>
-    private protected virtual bool HasBackward(string map) => true;
+    /// <summary>False for a map, "softmax" for exact attention, whose backward pass is left to the tests of an engine that differs in little else.</summary>
+    private protected virtual bool TriesBackward(string map) => true;
 
     /// <summary>The same engine with other numbers of threads or sizes of blocks, whose bits must be the same.</summary>
     private protected abstract IEnumerable<IAttentionEngine> OtherDegrees { get; }

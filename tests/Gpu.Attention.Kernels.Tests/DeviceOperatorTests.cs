@@ -307,7 +307,7 @@ public abstract partial class DeviceOperatorTests : IDisposable
 }
 
 /// <summary>On the simulator.</summary>
-[Collection(TestAccelerators.Collection)]
+[Collection(TestAccelerators.Simulators)]
 public sealed class SimulatedOperatorTests() : DeviceOperatorTests(TestAccelerators.SharedSimulator(2, 2), length: 35)
 {
     [Fact]
@@ -383,9 +383,9 @@ public sealed class SimulatedOperatorTests() : DeviceOperatorTests(TestAccelerat
 }
 
 /// <summary>On OpenCL.</summary>
-[Collection(TestAccelerators.Collection)]
+[Collection(TestAccelerators.Drivers)]
 public sealed class OpenCLOperatorTests() : DeviceOperatorTests(TestAccelerators.SharedOpenCL(), length: 500);
 
 /// <summary>On CUDA.</summary>
-[Collection(TestAccelerators.Collection)]
+[Collection(TestAccelerators.Drivers)]
 public sealed class CudaOperatorTests() : DeviceOperatorTests(TestAccelerators.SharedCuda(), length: 500);

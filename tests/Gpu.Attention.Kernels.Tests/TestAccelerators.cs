@@ -9,10 +9,13 @@ namespace Gpu.Attention.Kernels.Tests;
 internal static class TestAccelerators
 {
     /// <summary>
-    /// The classes that run kernels, one after the other: a simulator's lanes are threads that meet at barriers, and wait there for whoever
+    /// The classes that run kernels on simulators, one after the other: a simulator's lanes are threads that meet at barriers, and wait there for whoever
     /// else has the cores.
     /// </summary>
-    public const string Collection = "Accelerators";
+    public const string Simulators = "Simulators";
+
+    /// <summary>The classes that run kernels on drivers, one after the other. OpenCL on a processor compiles kernels, in one thread, most of the time.</summary>
+    public const string Drivers = "Drivers";
 
     private static readonly Lock SharedLock = new();
     private static readonly Dictionary<string, Accelerator> Shared = [];
