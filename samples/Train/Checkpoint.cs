@@ -97,6 +97,18 @@ internal sealed record Checkpoint(
             throw new InvalidDataException($"{path} is damaged: its checksum does not fit.");
         }
 
+        try
+        {
+            return Read(path, bytes, length);
+        }
+        catch (Exception e) when (e is EndOfStreamException or FormatException)
+        {
+            throw new InvalidDataException($"{path} is damaged: it ends too early.", e);
+        }
+    }
+
+    private static Checkpoint Read(string path, byte[] bytes, int length)
+    {
         using var reader = new BinaryReader(new MemoryStream(bytes, 0, length), Encoding.UTF8);
         reader.BaseStream.Position = Magic.Length + sizeof(int);
         string settings = reader.ReadString();
@@ -105,7 +117,7 @@ internal sealed record Checkpoint(
         double seconds = reader.ReadDouble();
         ulong random = reader.ReadUInt64();
         var draws = new ProjectionPosition(reader.ReadUInt64(), reader.ReadInt64(), reader.ReadInt64());
-        int count = reader.ReadInt32();
+        int count = Count(3 * sizeof(float));
         float[][] arrays = new float[3][];
         for (int i = 0; i < arrays.Length; i++)
         {
@@ -116,12 +128,21 @@ internal sealed record Checkpoint(
             }
         }
 
-        var curve = new CurvePoint[reader.ReadInt32()];
+        var curve = new CurvePoint[Count(sizeof(int) + (2 * sizeof(double)))];
         foreach (ref CurvePoint point in curve.AsSpan())
         {
             point = new CurvePoint(reader.ReadInt32(), reader.ReadDouble(), reader.ReadDouble());
         }
 
         return new Checkpoint(settings, device, step, seconds, random, draws, arrays[0], arrays[1], arrays[2], curve);
+
+        // Whoever wrote the file wrote its checksum too: what does not fit in it is not made room for.
+        int Count(int bytesEach)
+        {
+            int count = reader.ReadInt32();
+            return count >= 0 && count <= (length - reader.BaseStream.Position) / bytesEach
+                ? count
+                : throw new InvalidDataException($"{path} is damaged: {count} elements do not fit in it.");
+        }
     }
 }

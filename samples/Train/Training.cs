@@ -164,6 +164,11 @@ internal sealed class Training : IDisposable
             throw new InvalidDataException($"{Path} is of another training ({from.Settings}) than this one ({_settings}).");
         }
 
+        if (from.Step < 0 || from.Step > Steps)
+        {
+            throw new InvalidDataException($"{Path} stands at step {from.Step} of {Steps}.");
+        }
+
         (Step, _seconds, _random.State) = (from.Step, from.Seconds, from.RandomState);
         Model.Attention.Resume(from.Draws);
         from.Values.CopyTo(Model.Parameters.Values, 0);

@@ -202,6 +202,32 @@ public abstract partial class EngineLaws
         }));
 
     [Theory]
+    [InlineData("favor+", true)]
+    [InlineData("favor+", false)]
+    [InlineData("elu", true)]
+    [InlineData("elu", false)]
+    public void Keys_without_a_query_have_the_gradients_that_their_state_asks_for(string map, bool causal) => HoldsBackward(map, () =>
+    {
+        const int Keys = 37;
+        AttentionProblem none = With(0), one = With(1);
+        (float[] q, float[] k, float[] v, float[] g) = GradientInputs(map, one, 61);
+        g.AsSpan().Clear();
+        AttentionState finalGradient = EngineRun.State(one);
+        float[] output = Forward(Engine, one, q, k, v, null, finalGradient);
+        Randomize(finalGradient, 62);
+        AttentionGradients expected = EngineRun.Backward(Engine, Memory, one, q, k, v, output, g, null, finalGradient).Gradients;
+        AttentionGradients actual = EngineRun.Backward(Engine, Memory, none, [], k, v, [], [], null, finalGradient).Gradients;
+        Assert.Contains(expected.Key, x => x != 0);
+        Assert.Equal(expected.Key, actual.Key);
+        Assert.Equal(expected.Value, actual.Value);
+
+        AttentionProblem With(int queries) => Posed(map, new AttentionShape(1, queries, Keys, 2, 1, 8, 6), causal) with
+        {
+            Layout = SequenceLayout.FromCuSeqlens([0, queries], [0, Keys]), WantsFinalState = true,
+        };
+    });
+
+    [Theory]
     [MemberData(nameof(SequenceMapsAndDirections))]
     public void Gradients_of_a_masked_sequence_have_the_bits_of_one_without_its_masked_tokens(string map, bool causal) =>
         HoldsBackward(map, () => Law.ForAll(Cases(15), seed: 33500, random => MaskedCase.Next(random, causal, Limit(200)) with { CausalBlock = 1 }, sample =>

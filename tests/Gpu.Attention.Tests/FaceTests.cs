@@ -12,6 +12,37 @@ public sealed class FaceTests : IDisposable
 
     public void Dispose() => _device.Dispose();
 
+    // Rows so long that sums over them might be aligned first.
+    [Fact]
+    public void Where_tensors_lie_in_memory_changes_no_bit()
+    {
+        using var attention = new LinearAttention(
+            _device, FeatureMap.FavorPlus(RandomProjection.Orthogonal(40, 264, seed: 1)), new LinearAttentionOptions { Causal = true });
+        var shape = new AttentionShape(1, 5, 5, 3, 3, 264, 136);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 91);
+        float[] g = TestData.Normal(92, shape.OutputElements);
+        (float[] Output, float[] Query, float[] Key) expected = At(0);
+        for (int offset = 1; offset < 16; offset++)
+        {
+            (float[] Output, float[] Query, float[] Key) actual = At(offset);
+            Assert.Equal(expected.Output, actual.Output);
+            Assert.Equal(expected.Query, actual.Query);
+            Assert.Equal(expected.Key, actual.Key);
+        }
+
+        (float[] Output, float[] Query, float[] Key) At(int offset)
+        {
+            float[] query = Placed(q), key = Placed(k), value = Placed(v), gradient = Placed(g);
+            float[] output = new float[g.Length], queryGradient = new float[q.Length], keyGradient = new float[k.Length], valueGradient = new float[v.Length];
+            attention.Forward<float>(shape, query.AsSpan(offset), key.AsSpan(offset), value.AsSpan(offset), output);
+            attention.Backward<float>(
+                shape, query.AsSpan(offset), key.AsSpan(offset), value.AsSpan(offset), output, gradient.AsSpan(offset), queryGradient, keyGradient, valueGradient);
+            return (output, queryGradient, keyGradient);
+
+            float[] Placed(float[] x) => [.. new float[offset], .. x];
+        }
+    }
+
     [Fact]
     public void Tensors_arrays_and_spans_give_the_same_bits()
     {

@@ -91,8 +91,14 @@ internal static class BaseComparison
                         continue;
                     }
 
+                    CommandResult ours = Bench(Tree.Root, length, options);
+                    if (ours.ExitCode != 0)
+                    {
+                        throw new InvalidOperationException($"`bench --lengths {length} {string.Join(' ', options)}` fails here: {ours.Complaint}");
+                    }
+
                     then.AddRange(Lines(theirs));
-                    now.AddRange(Lines(Bench(Tree.Root, length, options)));
+                    now.AddRange(Lines(ours));
                 }
             }
         }

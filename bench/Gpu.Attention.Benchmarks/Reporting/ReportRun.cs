@@ -1,5 +1,7 @@
+using System.ComponentModel;
 using System.Diagnostics;
 using System.Globalization;
+using System.Text.Json;
 
 namespace Gpu.Attention.Benchmarks.Reporting;
 
@@ -93,20 +95,46 @@ internal sealed class ReportRun
         _load.Stop();
         operators.ForEach(o => o.Dispose());
         report = report with { Machine = report.Machine with { OthersShare = IsHost ? _load.OthersShare : null } };
+        if (_options.Peer is null && _options.Base is null)
+        {
+            Write(report);
+            return 0;
+        }
+
+        // What follows are programs of others: what was measured here is not lost by them.
+        bool compared = true;
         if (_options.Peer is { } peer)
         {
-            Say("beside the peer");
-            report = report with { Peers = PeerComparison.Run(peer, Scale, _device, tensors, _notes) };
+            compared &= Compare("beside the peer", () => report = report with { Peers = PeerComparison.Run(peer, Scale, _device, tensors, _notes) });
         }
 
         if (_options.Base is { } revision)
         {
-            report = report with { Base = BaseComparison.Run(revision, Scale, Say) };
-            Console.WriteLine(ReportMarkdown.Base(report)!.ToText());
+            compared &= Compare($"beside {revision}", () =>
+            {
+                report = report with { Base = BaseComparison.Run(revision, Scale, Say) };
+                Console.WriteLine(ReportMarkdown.Base(report)!.ToText());
+            });
         }
 
-        Write(report with { Notes = _notes });
-        return 0;
+        Write(report);
+        return compared ? 0 : 1;
+    }
+
+    private bool Compare(string what, Action compare)
+    {
+        Say(what);
+        try
+        {
+            compare();
+            return true;
+        }
+        catch (Exception e) when (e is InvalidOperationException or Win32Exception or JsonException or IOException)
+        {
+            Console.Error.WriteLine(e.Message);
+            _notes.Add($"The comparison {what} failed: {e.Message}");
+            return false;
+        }
     }
 
     private ReportFile Measure(List<ReportOperator> operators, ReportTensors tensors, bool hasBackward, Checks checks)
@@ -134,11 +162,17 @@ internal sealed class ReportRun
         Say("stages of the host engine");
         IReadOnlyList<StageLine> stages = IsHost ? [.. StageTable.Lines(Scale.MapLength, peakGflops: 1)] : [];
         Say("tokens of a stream");
-        IReadOnlyList<DecodeLine> decode = DecodeSeries.Run(_device, Scale, tensors);
+
+        // States and caches are the caller's, on the host: a device would be timed by its bus.
+        IReadOnlyList<DecodeLine> decode = IsHost ? DecodeSeries.Run(_device, Scale, tensors) : [];
         MeasureLimits();
+
+        // Memory is measured in processes of their own, which are no others.
+        _load.Stop();
         Say("memory");
         List<MemoryLine> memory = [.. MemorySeries.Run(_device, Scale, (map, pass) => longest.GetValueOrDefault((map, pass)))];
         IReadOnlyList<MillionLine> million = Million();
+        _load.Start();
         MeasureLimits();
         IReadOnlyList<TimeLine> times = series.Lines(IsHost ? _limits.Best.PeakGflopsAllCores : null);
         return new ReportFile
@@ -209,6 +243,7 @@ internal sealed class ReportRun
     {
         string folder = _options.Output ?? Path.Combine(Tree.Root, "bench", "results", report.Machine.Slug);
         Directory.CreateDirectory(folder);
+        report = report with { Notes = _notes };
         File.WriteAllText(Path.Combine(folder, JsonFile), report.ToJson());
         File.WriteAllText(Path.Combine(folder, MarkdownFile), ReportMarkdown.Write(report));
         foreach ((string file, string svg) in ReportCharts.All(report))

@@ -61,7 +61,9 @@ internal sealed class TimeSeries(ReportScale scale, ReportTensors tensors)
             {
                 Map = s.Attention.Map, Direction = s.Attention.Direction, Pass = s.Pass, Length = s.Length, Ms = s.Sample.Median * 1e3,
                 FastestMs = s.Sample.Fastest * 1e3, SlowestMs = s.Sample.Slowest * 1e3, Samples = s.Sample.Count, Calls = s.Sample.Calls, Gflops = gflops,
-                PeakShare = gflops / peakGflops,
+                
+                // A case above the peak says that the peak was measured too low.
+                PeakShare = gflops <= peakGflops ? gflops / peakGflops : null,
             };
         }),
     ];

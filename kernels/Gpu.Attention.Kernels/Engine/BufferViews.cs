@@ -29,14 +29,26 @@ internal static class BufferViews
     /// <exception cref="ArgumentException">There are states that the problem does not have, or whose scale is not what a backward pass takes.</exception>
     public static void RequireStates(AttentionProblem problem, in AttentionBuffers buffers, in GradientBuffers gradients)
     {
-        if (problem.HasInitialState == buffers.InitialState.IsEmpty || !(problem.HasInitialState || gradients.InitialStateGradient.IsEmpty))
+        if (problem.HasInitialState == buffers.InitialState.IsEmpty)
         {
             throw new ArgumentException("The problem and its buffers disagree on whether there is an initial state.", BuffersParameter);
         }
 
+        if (!problem.HasInitialState && !gradients.InitialStateGradient.IsEmpty)
+        {
+            throw new ArgumentException("A gradient is wanted of an initial state that the problem does not have.", GradientsParameter);
+        }
+
         if (!buffers.InitialState.Maximum.IsEmpty || !gradients.FinalStateGradient.Maximum.IsEmpty)
         {
-            throw new ArgumentException("Backward takes states at the scale of their largest log feature only.", BuffersParameter);
+            throw new ArgumentException(
+                "Backward takes states at the scale of their largest log feature only.",
+                buffers.InitialState.Maximum.IsEmpty ? GradientsParameter : BuffersParameter);
+        }
+
+        if (problem.Features is null && !gradients.FinalStateGradient.IsEmpty)
+        {
+            throw new ArgumentException("Exact attention has no state whose gradient there could be.", GradientsParameter);
         }
 
         if (problem.Features is { Family: FeatureFamily.Exponential } && !gradients.FinalStateGradient.IsEmpty && gradients.FinalStateGradient.LogScale.IsEmpty)

@@ -14,6 +14,7 @@ internal sealed record OutputFile(string Path, Action<Stream, CancellationToken>
                 var place = new AtomicFile(file.Path);
                 written.Add(place);
                 file.Write(place.Stream, cancellationToken);
+                place.Stream.Flush();
             }
 
             written.ForEach(file => file.Commit());

@@ -120,7 +120,10 @@ public sealed unsafe partial class LinearAttention
         }
     }
 
-    /// <summary>Scratch memory, beside tensors and gradients, that a backward pass of this shape holds: it grows with the states at chunks' edges, not with features of all tokens.</summary>
+    /// <summary>
+    /// Scratch memory, beside tensors and gradients, that a backward pass of this shape holds: it grows with the states at chunks' edges, not with
+    /// features of all tokens. On a device, the copies of tensors and gradients that a call on host memory makes there count too.
+    /// </summary>
     /// <param name="shape">The sizes.</param>
     /// <param name="layout">The layout of the call's tensors.</param>
     /// <exception cref="ArgumentException">The layout does not fit.</exception>

@@ -46,15 +46,16 @@ public sealed record LinearAttentionOptions
 /// <para>An output row that sees no key, or whose weights sum to zero, is 0. NaN and infinity spread to the rows that see them, and no further.</para>
 /// <para>Bits. On one device, the same sequence gives the same bits: on every run, with any number of threads and any memory budget, alone or in any batch,
 /// padded on either side, with holes or packed with others, and whatever its causal future holds. 16-bit tensors give the float32 result of the stored
-/// numbers, rounded once. Not promised: the same bits on another device, with another width of vectors, from another version of the library, or
-/// when a sequence is cut into other calls; <c>Step</c> says what holds there.</para>
+/// numbers, rounded once. Gradients hold to it too, those of keys and values where the sequence's queries begin at the same place of their row: padding on
+/// the left changes which queries are summed together. Not promised: the same bits on another device, with another width of vectors, from another version
+/// of the library, or when a sequence is cut into other calls; <c>Step</c> says what holds there.</para>
 /// </remarks>
 public sealed unsafe partial class LinearAttention : IDisposable
 {
     private readonly Executor _executor;
 
     // The last problem of each kind of call, so that calls of one shape, taking turns, allocate nothing.
-    private readonly AttentionProblem?[] _problems = new AttentionProblem?[Enum.GetValues<Call>().Length];
+    private readonly Posed?[] _problems = new Posed?[Enum.GetValues<Call>().Length];
     private Lowering? _lowering;
 
     /// <summary>Creates an operator.</summary>
@@ -131,23 +132,22 @@ public sealed unsafe partial class LinearAttention : IDisposable
                 $"{Features.InputDimension?.ToString(CultureInfo.InvariantCulture) ?? "any"}.", nameof(features));
         }
 
+        Lowering? lowering = null;
+
         // A map that takes any dimension is compared at the last one seen; before the first call there is nothing that it could disagree with.
         if ((Features.InputDimension ?? _lowering?.Pair.Key.InputDimension) is { } dimension)
         {
             FeaturePair old = Lowered(dimension).Pair;
-            Lowering lowering = Lower(features, dimension);
+            lowering = Lower(features, dimension);
             if ((lowering.Pair.FeatureDimension, lowering.Pair.Family) != (old.FeatureDimension, old.Family))
             {
                 throw new ArgumentException(
                     $"{features} makes {lowering.Pair.FeatureDimension} features ({lowering.Pair.Family}), where {Features} makes " +
                     $"{old.FeatureDimension} ({old.Family}).", nameof(features));
             }
-
-            _lowering = lowering;
         }
 
-        Features = features;
-        Array.Clear(_problems);
+        (Features, _lowering) = (features, lowering);
     }
 
     /// <summary>Computes attention of float32 tensors.</summary>
@@ -340,10 +340,12 @@ public sealed unsafe partial class LinearAttention : IDisposable
         keyDimension ?? Features.InputDimension
         ?? throw new ArgumentException($"The feature map {Features} takes rows of any dimension; say which.", nameof(keyDimension)));
 
-    private Lowering Lowered(int dimension)
+    private Lowering Lowered(int dimension) => Lowered(Features, dimension);
+
+    private Lowering Lowered(FeatureMap features, int dimension)
     {
         Lowering? known = _lowering;
-        return known?.Pair.Key.InputDimension == dimension ? known : _lowering = Lower(Features, dimension);
+        return known is not null && known.Map == features && known.Pair.Key.InputDimension == dimension ? known : _lowering = Lower(features, dimension);
     }
 
     private Lowering Lower(FeatureMap features, int dimension)
@@ -370,7 +372,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
             ReferenceConvention.Lucidrains when exponential => 1e-4f,
             _ => 1e-3f,
         };
-        return new Lowering(pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
+        return new Lowering(features, pair, epsilon, FeatureIdentity.Of(pair.Key, epsilon));
     }
 
     private AttentionProblem Problem(AttentionShape shape, ElementType storage, bool hasInitialState, bool wantsFinalState, SequenceLayout? layout) =>
@@ -379,7 +381,10 @@ public sealed unsafe partial class LinearAttention : IDisposable
     private AttentionProblem Problem(
         Call call, AttentionShape shape, ElementType storage, bool causal, bool hasInitialState, bool wantsFinalState, SequenceLayout? layout)
     {
-        AttentionProblem? known = _problems[(int)call];
+        // What is kept counts for the map that it was made of: another thread may replace features at any time.
+        FeatureMap features = Features;
+        Posed? posed = _problems[(int)call];
+        AttentionProblem? known = posed?.Map == features ? posed.Problem : null;
         if (known is not null && known.Shape == shape && known.Storage == storage && known.HasInitialState == hasInitialState
             && known.WantsFinalState == wantsFinalState && (known.Layout == layout || (layout is null && known.Layout!.IsWhole)))
         {
@@ -395,8 +400,8 @@ public sealed unsafe partial class LinearAttention : IDisposable
             layout = SequenceLayout.Whole(shape.Batch, shape.KeyLength);
         }
 
-        TensorArguments.RequireRows(call == Call.Append ? "key" : "query", Features, shape);
-        Lowering lowering = Lowered(shape.KeyDimension);
+        TensorArguments.RequireRows(call == Call.Append ? "key" : "query", features, shape);
+        Lowering lowering = Lowered(features, shape.KeyDimension);
         bool exponential = lowering.Pair.Family == FeatureFamily.Exponential;
         var problem = new AttentionProblem
         {
@@ -406,7 +411,7 @@ public sealed unsafe partial class LinearAttention : IDisposable
             CausalBlock = block,
             Layout = layout,
             Storage = storage,
-            Scale = exponential || Options.Normalize ? 1 : Options.Scale ?? Features.DefaultScale(shape.KeyDimension),
+            Scale = exponential || Options.Normalize ? 1 : Options.Scale ?? features.DefaultScale(shape.KeyDimension),
             Normalize = Options.Normalize,
             Convention = Options.Compatibility,
             FeatureEpsilon = lowering.Epsilon,
@@ -415,10 +420,13 @@ public sealed unsafe partial class LinearAttention : IDisposable
         };
 
         // By way of a local: another thread may replace the element at any time.
-        _problems[(int)call] = problem;
+        _problems[(int)call] = new Posed(features, problem);
         return problem;
     }
 
     /// <summary>The feature map for rows of one dimension.</summary>
-    private sealed record Lowering(FeaturePair Pair, float Epsilon, FeatureIdentity Identity);
+    private sealed record Lowering(FeatureMap Map, FeaturePair Pair, float Epsilon, FeatureIdentity Identity);
+
+    /// <summary>A call's last problem, with the feature map that it was made of.</summary>
+    private sealed record Posed(FeatureMap Map, AttentionProblem Problem);
 }

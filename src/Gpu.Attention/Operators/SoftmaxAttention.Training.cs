@@ -119,7 +119,10 @@ public sealed unsafe partial class SoftmaxAttention
         }
     }
 
-    /// <summary>Scratch memory, beside tensors and gradients, that a backward pass of this shape holds.</summary>
+    /// <summary>
+    /// Scratch memory, beside tensors and gradients, that a backward pass of this shape holds. On a device, the copies of tensors and gradients that a call
+    /// on host memory makes there count too.
+    /// </summary>
     /// <param name="shape">The sizes.</param>
     /// <param name="layout">The layout of the call's tensors.</param>
     /// <exception cref="ArgumentException">The layout does not fit.</exception>

@@ -215,8 +215,13 @@ internal sealed class LinearBackwardPass : BackwardPass
             int blocks = Largest(keys.FirstChain, chains, place => Math.Min(end, Sequences.KeyChunks(place)) is var last && last > keys.FirstChunk
                 ? Sequences.BlocksOf(place, last - 1).End - Sequences.BlocksOf(place, keys.FirstChunk).First
                 : 0);
-            int first = 0;
-            do
+            if (blocks == 0)
+            {
+                // Nobody reads these keys: what is asked of them is zero, and their tables say nothing of blocks.
+                RunQueries(pass with { Items = keys }, 0, keyItems);
+            }
+
+            for (int first = 0; first < blocks; first += _plan.BlockChunks)
             {
                 ItemMap items = QueryItems(keys.FirstChain, first, Math.Min(_plan.BlockChunks, blocks - first)) with
                 {
@@ -225,9 +230,7 @@ internal sealed class LinearBackwardPass : BackwardPass
                     EndKeyChunk = end,
                 };
                 RunQueries(pass with { Items = items, IsFirst = first == 0 ? 1 : 0 }, chains * items.Chunks, keyItems);
-                first += _plan.BlockChunks;
             }
-            while (first < blocks);
         }
 
         if (WantsReverse)
