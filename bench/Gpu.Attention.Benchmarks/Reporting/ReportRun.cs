@@ -95,11 +95,6 @@ internal sealed class ReportRun
         _load.Stop();
         operators.ForEach(o => o.Dispose());
         report = report with { Machine = report.Machine with { OthersShare = IsHost ? _load.OthersShare : null } };
-        if (_options.Peer is null && _options.Base is null)
-        {
-            Write(report);
-            return 0;
-        }
 
         // What follows are programs of others: what was measured here is not lost by them.
         bool compared = true;
