@@ -1,3 +1,5 @@
+using System.Buffers.Binary;
+using System.Security.Cryptography;
 using System.Xml.Linq;
 using Gpu.Attention.Samples.Training;
 using Xunit;
@@ -115,6 +117,32 @@ public sealed class TrainTests : IDisposable
         using var resumed = new Samples.Training.Training(device, task, AttentionMethod.Softmax, Small with { Resume = true }, _output);
         Assert.Equal(3, resumed.Step);
         Assert.Contains("which ran on an abacus: not to the bits", _output.ToString());
+    }
+
+    // Whoever writes such a file can write its checksum too.
+    [Theory]
+    [InlineData(int.MaxValue)]
+    [InlineData(-1)]
+    [InlineData(4)]
+    public void Checkpoint_WhoseSizesDoNotFitInItIsRefused(int count)
+    {
+        string path = Path.Combine(Path.GetTempPath(), Path.GetRandomFileName());
+        try
+        {
+            new Checkpoint("s", "d", 0, 0, 0, default, [1, 2, 3], [4, 5, 6], [7, 8, 9], []).Save(path);
+            byte[] bytes = File.ReadAllBytes(path);
+            int length = bytes.Length - SHA256.HashSizeInBytes;
+            int at = length - sizeof(int) - (9 * sizeof(float)) - sizeof(int);
+            Assert.Equal(3, BinaryPrimitives.ReadInt32LittleEndian(bytes.AsSpan(at)));
+            BinaryPrimitives.WriteInt32LittleEndian(bytes.AsSpan(at), count);
+            SHA256.HashData(bytes.AsSpan(0, length)).CopyTo(bytes, length);
+            File.WriteAllBytes(path, bytes);
+            Assert.Throws<InvalidDataException>(() => Checkpoint.Load(path));
+        }
+        finally
+        {
+            File.Delete(path);
+        }
     }
 
     [Fact]
