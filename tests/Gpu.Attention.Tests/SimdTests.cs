@@ -10,6 +10,9 @@ public sealed unsafe class SimdTests
     public void The_micro_kernel_multiplies_matrices_of_any_size() => AtEveryWidth<MicroKernelCheck>();
 
     [Fact]
+    public void Products_have_the_same_bits_however_their_factors_lie() => AtEveryWidth<OtherProductsCheck>();
+
+    [Fact]
     public void The_causal_product_reads_nothing_beyond_its_diagonal() => AtEveryWidth<CausalProductCheck>();
 
     [Fact]
@@ -121,6 +124,66 @@ public sealed unsafe class SimdTests
 
                     Assert.Equal(sum, result.Span[i], 1e-6 * (size + 1e-30));
                 }
+            });
+    }
+
+    // The other ways to the same product: A laid out by columns, B in panels, and a product that is added in the end.
+    private sealed class OtherProductsCheck : ICheck
+    {
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV> =>
+            Law.ForAll(60, 1, random => (M: random.Next(1, 20), N: random.Next(1, 9) * TV.Count, K: random.NextLength(80), Seed: random.NextWord()), s =>
+            {
+                float[] a = TestData.Normal(s.Seed, Math.Max(1, s.M * s.K));
+                float[] b = TestData.Normal(s.Seed + 1, Math.Max(1, s.K * s.N));
+                float[] x = TestData.Normal(s.Seed + 2, s.M * s.N);
+                float[] w = TestData.Normal(s.Seed + 3, s.M);
+                float[] turned = new float[a.Length];
+                for (int i = 0; i < s.M * s.K; i++)
+                {
+                    turned[(i % s.K * s.M) + (i / s.K)] = a[i];
+                }
+
+                int width = MicroKernel<TV>.Columns;
+                float[] panels = new float[(s.N + width - 1) / width * width * Math.Max(1, s.K)];
+                for (int i = 0; i < s.K * s.N; i++)
+                {
+                    panels[(i % s.N / width * width * s.K) + (i / s.N * width) + (i % s.N % width)] = b[i];
+                }
+
+                float[] product = new float[s.M * s.N];
+                using var result = new PoisonedBuffer(x, misalignment: 1);
+                fixed (float* pa = a)
+                fixed (float* pt = turned)
+                fixed (float* pb = b)
+                fixed (float* pp = panels)
+                fixed (float* px = x)
+                fixed (float* pw = w)
+                fixed (float* pc = product)
+                {
+                    LinesAhead ahead = default;
+                    ahead.AddStretch(pb, b.Length, 5);
+                    MicroKernel<TV>.Multiply(s.M, s.N, s.K, pa, s.K, pb, s.N, pc, s.N, false, &ahead);
+                    MicroKernel<TV>.MultiplyTransposed(s.M, s.N, s.K, pt, s.M, pb, s.N, result.Address, s.N, false);
+                    Assert.Equal(product, result.Span.ToArray());
+                    MicroKernel<TV>.MultiplyPanels(s.M, s.N, s.K, pa, s.K, pp, result.Address, s.N);
+                    Assert.Equal(product, result.Span.ToArray());
+                    MicroKernel<TV>.AddProduct(s.M, s.N, s.K, pa, s.K, pb, s.N, result.Address, s.N, px);
+                    Assert.Equal(product.Select((p, i) => x[i] + p), result.Span.ToArray());
+                    x.CopyTo(result.Span);
+                    MicroKernel<TV>.AddTransposedProduct(s.M, s.N, s.K, pt, s.M, pb, s.N, result.Address, s.N, result.Address, pw);
+                    for (int i = 0; i < product.Length; i++)
+                    {
+                        Assert.Equal(x[i] + ((double)w[i / s.N] * product[i]), result.Span[i], 1e-6 * (1 + Math.Abs(x[i]) + Math.Abs(product[i])));
+                    }
+
+                    x.CopyTo(result.Span);
+                    MicroKernel<TV>.AddProduct(s.M, s.N, s.K, pa, s.K, pb, s.N, pc, s.N, px, pw);
+                    MicroKernel<TV>.AddTransposedProduct(s.M, s.N, s.K, pt, s.M, pb, s.N, result.Address, s.N, result.Address, pw);
+                    Assert.Equal(product, result.Span.ToArray());
+                }
+
+                result.RequireGuardsIntact();
             });
     }
 

@@ -11,20 +11,20 @@ internal static class HostPeak
     private const int Chains = 12;
     private const int UsualRounds = 5;
     private const double RoundSeconds = 0.1;
+    private const double BriefSeconds = 0.008;
     private const int BatchSteps = 10_000;
 
     /// <summary>Measures the float32 peak of some threads together, in 10⁹ operations a second; takes about half a second.</summary>
     /// <param name="threads">How many threads work at once.</param>
-    /// <param name="rounds">Rounds, of a tenth of a second each, of which the best counts, since a peak only ever reads low.</param>
+    /// <param name="rounds">Rounds, of which the best counts, since a peak only ever reads low.</param>
+    /// <param name="roundSeconds">What a round takes, and warming up before it.</param>
     /// <remarks>A lane's fused multiply-add counts two operations.</remarks>
-    public static double MeasureGflops(int threads, int rounds = UsualRounds)
+    public static double MeasureGflops(int threads, int rounds = UsualRounds, double roundSeconds = RoundSeconds)
     {
         ArgumentOutOfRangeException.ThrowIfNegativeOrZero(threads);
         (Func<int, float> batch, int lanes) = Choose();
-
-        // Compiled code is what is measured: the first calls run in the lower tier.
         long warmUp = Stopwatch.GetTimestamp();
-        while (Stopwatch.GetElapsedTime(warmUp).TotalSeconds < RoundSeconds)
+        while (Stopwatch.GetElapsedTime(warmUp).TotalSeconds < roundSeconds)
         {
             batch(BatchSteps);
         }
@@ -32,13 +32,19 @@ internal static class HostPeak
         double best = 0;
         for (int round = 0; round < rounds; round++)
         {
-            best = Math.Max(best, MeasureRound(threads, batch, lanes));
+            best = Math.Max(best, MeasureRound(threads, batch, lanes, roundSeconds));
         }
 
         return best;
     }
 
-    private static double MeasureRound(int threads, Func<int, float> batch, int lanes)
+    /// <summary>
+    /// The peak of all cores at this moment, in some hundredths of a second. What a machine's cores can do changes where others share them: on rented machines two of
+    /// them are one for a while.
+    /// </summary>
+    public static double MeasureBrieflyGflops() => MeasureGflops(Environment.ProcessorCount, rounds: 1, BriefSeconds);
+
+    private static double MeasureRound(int threads, Func<int, float> batch, int lanes, double roundSeconds)
     {
         double[] rates = new double[threads];
         using var start = new Barrier(threads);
@@ -58,7 +64,7 @@ internal static class HostPeak
                     batches++;
                     seconds = Stopwatch.GetElapsedTime(begin).TotalSeconds;
                 }
-                while (seconds < RoundSeconds);
+                while (seconds < roundSeconds);
                 rates[worker] = batches * 2.0 * BatchSteps * Chains * lanes / seconds / 1e9;
             });
             workers[i].Start();

@@ -10,7 +10,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     /// <summary>
     /// Queries of every head that reads a key head: their own gradients, and what they add to those of the keys and of R̂, or are the first to put there.
     /// </summary>
-    private void RunQueries(long chain, int token, int n, in View view, bool isFirst, in Room room)
+    private void RunQueries(long chain, int token, int n, in View view, bool isFirst, bool leavesProduct, in Room room)
     {
         if (_gradients.OutputGradient.Memory.IsEmpty)
         {
@@ -49,10 +49,10 @@ internal sealed unsafe partial class LinearBackward<TV>
         {
             bool adds = !isFirst || head > firstHead;
             float* x = StoredRows.Read(_buffers.Query, batch, head, tokens, shape.KeyDimension, scratch.Rows, out nint stride);
-            QueryFeatures(x, n, stride, scratch, view.Scale, view.Normalizers);
+            QueryFeatures(x, n, stride, scratch, view.Scale, view.Sums + ((nint)shape.ValueDimension * rs));
             if (view.Keys > 0)
             {
-                Scores(n, seen, scratch, view.KeysTransposed);
+                Scores(n, seen, scratch, room.KeysTransposed);
             }
 
             SumGradients(batch, head, tokens, room);
@@ -61,38 +61,84 @@ internal sealed unsafe partial class LinearBackward<TV>
                 AddToKeys(n, seen, first, view, adds, room);
             }
 
-            // What this thread is likely to want next: the group's next head, or the tokens before these in the order of a chain, behind them in that of chunks.
-            bool isLast = head + 1 == firstHead + shape.HeadGroup;
-            int nextHead = isLast ? firstHead : head + 1;
-            int next = !isLast ? token : _layout.ByChain && _problem.Causal ? token - n : token + (_chunksApart * n);
-            int nextRows = next < 0 ? 0 : Math.Min(n, shape.QueryLength - next);
-            if (_wantsReverse)
+            if (_wantsReverse && !leavesProduct)
             {
-                SimdBlas<TV>.Transpose(n, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.GradientTransposed, Chunk);
-                var ahead = new RowsAhead(
-                    new(_buffers.Query, batch, next, nextHead, shape.KeyDimension), new(_gradients.OutputGradient, batch, next, nextHead, shape.ValueDimension),
-                    nextRows);
-                MicroKernel<TV>.Multiply(
-                    shape.ValueDimension + 1, rs, n, room.GradientTransposed, Chunk, scratch.Queries, rs, view.Tile.Asked, rs, adds, &ahead);
+                LinesAhead ahead = default;
+                AskAhead(ref ahead, token, n, head, batch);
+                MicroKernel<TV>.MultiplyTransposed(
+                    shape.ValueDimension + 1, _layout.FeatureWidth, n, room.Gradient, room.GradientStride, scratch.Queries, rs, view.Tile.Asked, rs, adds, &ahead);
             }
 
             if (_wantsQueries)
             {
-                var ahead = new RowsAhead(
-                    new(_buffers.Output, batch, next, nextHead, shape.ValueDimension), new(_gradients.QueryGradient, batch, next, nextHead, shape.KeyDimension),
-                    nextRows);
+                // One buffer less in the cache where the keys' gradients begin after the queries' end.
+                float* gradient = leavesProduct ? view.Tile.KeyFeatureGradient : room.QueryFeatureGradient;
+
+                // Rows that are about to be written, or read again.
+                LinesAhead ahead = default;
+                ahead.AddRows(_gradients.QueryGradient, batch, token, head, shape.KeyDimension);
+                if (view.Keys > 0 && _wantsKeys)
+                {
+                    ahead.AddRows(_buffers.Key, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.KeyDimension);
+                }
+
+                if (view.Keys > 0 && _wantsValues)
+                {
+                    ahead.AddRows(_gradients.ValueGradient, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.ValueDimension);
+                }
+
                 MicroKernel<TV>.Multiply(
-                    n, rs, shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.StateTransposed, rs, room.QueryFeatureGradient, rs, false, &ahead);
+                    n, _layout.FeatureWidth, shape.ValueDimension + 1, room.Gradient, room.GradientStride, view.Sums, rs, gradient, rs, false, &ahead);
                 if (view.Keys > 0)
                 {
-                    SimdBlas<TV>.AddCausalProduct(n, seen, room.Products, Chunk, room.KeyRows, rs, rs, room.QueryFeatureGradient, rs);
+                    SimdBlas<TV>.AddCausalProduct(n, seen, room.Products, Chunk, view.KeyRows, rs, _layout.FeatureWidth, gradient, rs);
                 }
 
                 // Under the normaliser a row's own term has no part in the output: the sum of its log features' gradients is 0.
                 bool hasRowTerm = _query.HasRowTerm && !(_problem.Normalize && _mode == FeatureMode.Logarithmic);
                 WriteRows(
-                    _query, n, x, stride, scratch.Queries, room.QueryFeatureGradient, hasRowTerm, room, _gradients.QueryGradient, batch, head, tokens);
+                    _query, n, x, stride, scratch.Queries, gradient, hasRowTerm, room, _gradients.QueryGradient, batch, head, tokens);
             }
+
+            if (_wantsKeys && view.Keys > 0)
+            {
+                SimdBlas<TV>.AddSuffixProduct(
+                    view.Keys, n, first, room.Products, Chunk, true, scratch.Queries, rs, _layout.FeatureWidth, view.Tile.KeyFeatureGradient, rs, adds);
+            }
+        }
+    }
+
+    /// <summary>Adds what queries of one head ask to R̂, with the bits of <see cref="AddAsked"/>: their Q̂ and Ĝ are still there.</summary>
+    private void AddProduct(long chain, int chunk, int token, int n, in Room room)
+    {
+        AttentionShape shape = _problem.Shape;
+        int rs = _layout.FeatureStride;
+        LinesAhead ahead = default;
+        AskAhead(ref ahead, token, n, KeyHead(chain), BatchRow(Place(chain)));
+        if (chunk > 0)
+        {
+            ahead.AddStretch(room.KeysAt(chunk - 1).Sums, SumFloats, Chunk);
+        }
+
+        MicroKernel<TV>.AddTransposedProduct(
+            shape.ValueDimension + 1, _layout.FeatureWidth, n, room.Gradient, room.GradientStride, room.Scratch.Queries, rs, room.Reverse, rs, room.Reverse, null, &ahead);
+    }
+
+    /// <summary>
+    /// What this thread is likely to read next of queries and outputs: of the group's next head, or of the tokens before these in the order of a chain, behind
+    /// them in that of chunks.
+    /// </summary>
+    private void AskAhead(ref LinesAhead ahead, int token, int n, int head, int batch)
+    {
+        AttentionShape shape = _problem.Shape;
+        bool isLast = (head + 1) % shape.HeadGroup == 0;
+        int nextHead = isLast ? head + 1 - shape.HeadGroup : head + 1;
+        int next = !isLast ? token : _layout.ByChain && _problem.Causal ? token - n : token + (_chunksApart * n);
+        if (next >= 0 && next < shape.QueryLength)
+        {
+            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension);
+            ahead.AddRows(_gradients.OutputGradient, batch, next, nextHead, shape.ValueDimension);
+            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension);
         }
     }
 
@@ -139,13 +185,10 @@ internal sealed unsafe partial class LinearBackward<TV>
     private void AddToKeys(int n, int* seen, int* first, in View view, bool adds, in Room room)
     {
         Scratch scratch = room.Scratch;
-        int rs = _layout.FeatureStride;
-        int keys = view.Keys;
         if (_wantsValues)
         {
-            SimdBlas<TV>.Transpose(n, keys, scratch.Scores, Chunk, room.Turned, Chunk);
             SimdBlas<TV>.AddSuffixProduct(
-                keys, n, first, room.Turned, Chunk, room.Gradient, room.GradientStride, _layout.ValueStride, view.Tile.ValueGradient, _layout.ValueStride,
+                view.Keys, n, first, scratch.Scores, Chunk, true, room.Gradient, room.GradientStride, _layout.ValueStride, view.Tile.ValueGradient, _layout.ValueStride,
                 adds);
         }
 
@@ -155,22 +198,6 @@ internal sealed unsafe partial class LinearBackward<TV>
                 n, seen, _problem.Shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.ValuesTransposed, room.Products);
         }
 
-        if (_wantsKeys)
-        {
-            SimdBlas<TV>.Transpose(n, keys, room.Products, Chunk, room.Turned, Chunk);
-            SimdBlas<TV>.AddSuffixProduct(keys, n, first, room.Turned, Chunk, scratch.Queries, rs, rs, view.Tile.KeyFeatureGradient, rs, adds);
-        }
-    }
-
-    private void TransposeState(float* sums, float* normalizers, in Room room)
-    {
-        if (_wantsQueries)
-        {
-            int rs = _layout.FeatureStride;
-            int dv = _problem.Shape.ValueDimension;
-            SimdBlas<TV>.Transpose(_layout.Features, dv, sums, _layout.ValueStride, room.StateTransposed, rs);
-            Copy(normalizers, room.StateTransposed + ((nint)dv * rs), rs);
-        }
     }
 
     private void ClearQueries(long chain, int token, int n)
@@ -235,12 +262,15 @@ internal sealed unsafe partial class LinearBackward<TV>
     /// <summary>Gradients of features to those of log features, or of the arguments of direct activations, in place.</summary>
     private void ArgumentGradients(PackedForm<TV> form, int n, float* x, nint stride, float* features, float* gradient, in Room room)
     {
-        int rs = _layout.FeatureStride;
+        (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         if (_mode == FeatureMode.Logarithmic)
         {
-            for (nint i = 0; i < (nint)n * rs; i += TV.Count)
+            for (int row = 0; row < n; row++, features += rs, gradient += rs)
             {
-                TV.Store(TV.Multiply(TV.Load(features + i), TV.Load(gradient + i)), gradient + i);
+                for (int i = 0; i < width; i += TV.Count)
+                {
+                    TV.Store(TV.Multiply(TV.Load(features + i), TV.Load(gradient + i)), gradient + i);
+                }
             }
 
             return;
@@ -252,11 +282,14 @@ internal sealed unsafe partial class LinearBackward<TV>
             // The derivative is seen from the feature itself: min(φ, 1), and 1 where φ > 0.
             bool isElu = activation == FeatureActivation.EluPlusOne;
             TV bound = TV.Broadcast(isElu ? 1 : 0);
-            for (nint i = 0; i < (nint)n * rs; i += TV.Count)
+            for (int row = 0; row < n; row++, features += rs, gradient += rs)
             {
-                TV feature = TV.Load(features + i);
-                TV value = TV.Load(gradient + i);
-                TV.Store(TV.SelectGreater(feature, bound, value, isElu ? TV.Multiply(value, feature) : default), gradient + i);
+                for (int i = 0; i < width; i += TV.Count)
+                {
+                    TV feature = TV.Load(features + i);
+                    TV value = TV.Load(gradient + i);
+                    TV.Store(TV.SelectGreater(feature, bound, value, isElu ? TV.Multiply(value, feature) : default), gradient + i);
+                }
             }
 
             return;
@@ -275,7 +308,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     {
         if (activation == FeatureActivation.EluPlusOne)
         {
-            for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
             {
                 TV argument = TV.Load(arguments + i);
                 TV value = TV.Load(gradient + i);
@@ -284,7 +317,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
         else if (activation == FeatureActivation.Relu)
         {
-            for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
             {
                 TV.Store(TV.SelectPositive(TV.Load(arguments + i), TV.Load(gradient + i), default), gradient + i);
             }
@@ -297,6 +330,12 @@ internal sealed unsafe partial class LinearBackward<TV>
 
     private static void AddMultiple(int n, float factor, float* x, float* y)
     {
+        if (n % TV.Count == 0)
+        {
+            SimdBlas<TV>.MultiplyAdd(n, factor, x, y);
+            return;
+        }
+
         var target = new Span<float>(y, n);
         TensorPrimitives.MultiplyAdd(new ReadOnlySpan<float>(x, n), factor, target, target);
     }

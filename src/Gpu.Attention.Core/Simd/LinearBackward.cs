@@ -1,7 +1,6 @@
-using Keys = Gpu.Attention.LinearLayout.Keys;
+using Keys = Gpu.Attention.LinearBackwardLayout.Keys;
 using Room = Gpu.Attention.LinearBackwardLayout.Room;
-using Scratch = Gpu.Attention.LinearLayout.Scratch;
-using State = Gpu.Attention.LinearLayout.State;
+using State = Gpu.Attention.LinearBackwardLayout.State;
 using Tile = Gpu.Attention.LinearBackwardLayout.Tile;
 
 namespace Gpu.Attention;
@@ -34,9 +33,13 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private bool _wantsValues;
     private bool _wantsReverse;
 
+    /// <summary>Floats of Ŝᵀ or R̂ᵀ with their last row.</summary>
+    private nint SumFloats => (nint)(_problem.Shape.ValueDimension + 1) * _layout.FeatureStride;
+
     private enum Phase
     {
         Chain,
+        Project,
         Reduce,
         AskChunk,
         AnswerChunk,
@@ -86,12 +89,14 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             case Phase.Chain:
                 RunChain(item, room);
                 break;
+            case Phase.Project:
+                ProjectKeys(_chain, index, room.KeysAt(index), room);
+                break;
             case Phase.Reduce:
-                Reduce(_chain, index, room.KeysAt(index), room.Scratch);
+                ReduceProjected(_chain, index, room.KeysAt(index), room);
                 break;
             case Phase.AskChunk when *room.KeysAt(index).Irregular == 0:
-                ScaleKeys(room.KeysAt(index));
-                AskSeen(_chain, index, WholeChunk(_chain, index, room), room);
+                AskSeen(_chain, index, WholeChunk(_chain, index, room), leavesProduct: false, room);
                 break;
             case Phase.AnswerChunk when *room.KeysAt(index).Irregular == 0:
                 View view = WholeChunk(_chain, index, room);
@@ -99,7 +104,6 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
                 FinishKeys(_chain, view, view.Tile.Asked, room);
                 break;
             case Phase.AskState:
-                TransposeState(room.State.Sums, room.State.Normalizers, room);
                 AskState(_chain, index, room.State, room.TileAt(index), room);
                 break;
             case Phase.AnswerKeys:
@@ -182,7 +186,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         for (int block = 0; block < blocks; block++)
         {
             Copy(room.State, room.Boundary(block));
-            ReduceBlockByChunk(block, chunks, room);
+            ReduceBlockByChunk(chain, block, chunks, room);
         }
 
         ImportFinal(chain, room);
@@ -191,7 +195,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             if (block < blocks - 1)
             {
                 Copy(room.Boundary(block), room.State);
-                ReduceBlockByChunk(block, chunks, room);
+                ReduceBlockByChunk(chain, block, chunks, room);
             }
 
             int first = block * BlockChunks;
@@ -207,7 +211,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
                 }
 
                 AddAsked(room.TileAt(chunk).Asked, keepsReverse: true, room);
-                LowerBehind(chunk, keys, room);
+                LowerBehind(keys, room);
             }
 
             Do(Phase.AnswerChunk, first, end - first);
@@ -216,41 +220,14 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
     }
 
-    private void ReduceBlockByChunk(int block, int chunks, in Room room)
-    {
-        int first = block * BlockChunks;
-        int end = Math.Min(chunks, first + BlockChunks);
-        Do(Phase.Reduce, first, end - first);
-        for (int chunk = first; chunk < end; chunk++)
-        {
-            Keys keys = room.KeysAt(chunk);
-            Raise(room.State, keys, room.Scratch);
-            Absorb(room.State, keys, keepPrefix: true);
-        }
-    }
-
-    /// <summary>Adds a block of chunks to the state, and keeps what came of each with the state before it.</summary>
-    private void ReduceBlock(long chain, int block, in Room room)
-    {
-        int end = Math.Min(KeyChunks(Place(chain)), (block + 1) * BlockChunks);
-        for (int chunk = block * BlockChunks; chunk < end; chunk++)
-        {
-            Keys keys = room.KeysAt(chunk);
-            Reduce(chain, chunk, keys, room.Scratch);
-            Raise(room.State, keys, room.Scratch);
-            Absorb(room.State, keys, keepPrefix: true);
-        }
-    }
-
     private void RunBidirectional(long chain, in Room room)
     {
         int chunks = KeyChunks(Place(chain));
         Keys keys = room.KeysAt(0);
         for (int chunk = 0; chunk < chunks; chunk++)
         {
-            Reduce(chain, chunk, keys, room.Scratch);
-            Raise(room.State, keys, room.Scratch);
-            Absorb(room.State, keys, keepPrefix: false);
+            ProjectKeys(chain, chunk, keys, room);
+            AddChunk(chain, chunk, keys, room.State.Sums, room.State.Sums, room);
         }
 
         ImportFinal(chain, room);
@@ -272,11 +249,12 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         for (int first = 0; first < chunks; first += kept)
         {
             int end = Math.Min(chunks, first + kept);
+            Do(Phase.Project, first, end - first);
+            PredictScales(first, end, room);
             Do(Phase.Reduce, first, end - first);
             for (int chunk = first; chunk < end; chunk++)
             {
-                Raise(room.State, room.KeysAt(chunk), room.Scratch);
-                Absorb(room.State, room.KeysAt(chunk), keepPrefix: false);
+                AddReduced(chain, chunk, room);
             }
         }
 
@@ -309,20 +287,11 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     /// <summary>The gradients of a chunk's keys and values that all queries of the sequence see.</summary>
     private void AnswerKeys(long chain, int chunk, Keys keys, Tile tile, in Room room)
     {
-        ReadKeys(chain, chunk, keys, room.Scratch);
-        for (int feature = 0; feature < _layout.Features && _mode == FeatureMode.Logarithmic; feature++)
-        {
-            float scale = room.State.LogScale[feature];
-            keys.Beta[feature] = keys.Reference[feature] == scale ? 0 : keys.Reference[feature] - scale;
-        }
-
-        ExponentiateInPlace(keys.Beta);
-        ScaleKeys(keys);
-        var view = new View
-        {
-            Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values, Tile = tile,
-        };
-        StartKeys(view, room);
+        int n = KeyTokens(Place(chain), chunk).Count;
+        ProjectKeys(chain, chunk, keys, room);
+        FinishKeyRows(n, keys, room.State.LogScale, room);
+        var view = new View { Keys = n, Before = chunk * Chunk, KeyRows = keys.Rows, Values = keys.Values, Tile = tile };
+        TurnKeys(view, room);
         ClearTile(view);
         FinishKeys(chain, view, room.Reverse, room);
     }
@@ -334,8 +303,11 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             return;
         }
 
-        Copy(_buffers.InitialState.LogScale.HostPointer + (StateRow(chain) * _layout.Features), room.Before, _layout.Features);
-        Lower(room.State.LogScale, room.Before, room);
+        // Lower reads whole vectors.
+        float* scale = room.Scratch.Bias;
+        new Span<float>(scale, _layout.FeatureWidth).Fill(float.NegativeInfinity);
+        Copy(_buffers.InitialState.LogScale.HostPointer + (StateRow(chain) * _layout.Features), scale, _layout.Features);
+        Lower(room.State.LogScale, scale, room);
     }
 
     /// <summary>A chunk's keys and the queries that see a part of them; brings R̂ from behind the chunk to before it.</summary>
@@ -349,74 +321,50 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         }
         else
         {
-            ScaleKeys(keys);
             RunSeen(chain, chunk, WholeChunk(chain, chunk, room), room);
         }
 
-        LowerBehind(chunk, keys, room);
+        LowerBehind(keys, room);
     }
 
     /// <summary>Brings R̂ from the scale that a chunk is read at to that of the state behind the chunk before it.</summary>
-    private void LowerBehind(int chunk, Keys keys, in Room room)
+    private void LowerBehind(Keys keys, in Room room)
     {
-        if (_mode != FeatureMode.Logarithmic)
+        if (_mode == FeatureMode.Logarithmic)
         {
-            return;
+            Lower(keys.Scale, keys.Before, room);
         }
-
-        if (chunk % BlockChunks == 0)
-        {
-            Lower(keys.Scale, room.Boundary(chunk / BlockChunks).LogScale, room);
-            return;
-        }
-
-        // The scale of the state behind an irregular chunk is that of its sums, where that is larger.
-        Keys previous = room.KeysAt(chunk - 1);
-        for (int feature = 0; feature < _layout.Features; feature++)
-        {
-            room.Before[feature] = MathF.Max(previous.Scale[feature], previous.Reference[feature]);
-        }
-
-        Lower(keys.Scale, room.Before, room);
     }
 
     /// <summary>A chunk whose log features rise too far, as the small chunks that it is cut into; the states before them are made again for each.</summary>
     private void RunSegments(long chain, int chunk, int n, Keys keys, in Room room)
     {
-        Scratch scratch = room.Scratch;
-        State state = scratch.SegmentState;
-        LogKeyFeatures(chain, chunk, scratch);
+        State state = room.SegmentState;
         int* starts = stackalloc int[Chunk + 1];
         int segments = 0;
+        LogRows(chain, chunk, n, keys, room);
         for (starts[0] = 0; starts[segments] < n; segments++)
         {
-            starts[segments + 1] = SegmentEnd(starts[segments], n, scratch.LogFeatures);
+            starts[segments + 1] = SegmentEnd(starts[segments], n, room.LogRows);
         }
 
         for (int segment = segments - 1; segment >= 0; segment--)
         {
-            Copy(keys.Delta, state.Sums, (long)_layout.Features * _layout.ValueStride);
-            Copy(keys.DeltaZ, state.Normalizers, _layout.FeatureStride);
-            Copy(keys.Scale, state.LogScale, _layout.FeatureStride);
+            CopySums(keys.Sums, state.Sums);
+            Copy(keys.Scale, state.LogScale, _layout.FeatureWidth);
             for (int earlier = 0; earlier < segment; earlier++)
             {
-                Keys added = ReduceSegment(starts[earlier], starts[earlier + 1], keys.Values, scratch);
-                Raise(state, added, scratch);
-                Absorb(state, added, keepPrefix: false);
+                AddSegment(starts[earlier], starts[earlier + 1], keys, state.Sums, state.LogScale, room);
             }
 
-            Copy(state.LogScale, room.Before, _layout.FeatureStride);
             int start = starts[segment];
-            Keys own = ReduceSegment(start, starts[segment + 1], keys.Values, scratch);
-            Raise(state, own, scratch);
-            ScaleKeys(own);
+            RaiseForSegment(start, starts[segment + 1], state.Sums, state.LogScale, room);
             RunSeen(chain, chunk, new View
             {
-                Keys = starts[segment + 1] - start, Before = (chunk * Chunk) + start, KeysTransposed = own.Transposed + start,
-                Values = keys.Values + ((nint)start * _layout.ValueStride), Sums = state.Sums, Normalizers = state.Normalizers, Scale = own.Scale,
-                Tile = room.TileAt(chunk),
+                Keys = starts[segment + 1] - start, Before = (chunk * Chunk) + start, KeyRows = room.SegmentRows + ((nint)start * _layout.FeatureStride),
+                Values = keys.Values + ((nint)start * room.GradientStride), Sums = state.Sums, Scale = state.LogScale, Tile = room.TileAt(chunk),
             }, room);
-            Lower(own.Scale, room.Before, room);
+            Lower(state.LogScale, room.Before, room);
         }
     }
 
@@ -425,24 +373,38 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         Keys keys = room.KeysAt(chunk);
         return new View
         {
-            Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeysTransposed = keys.Transposed, Values = keys.Values, Sums = keys.Delta,
-            Normalizers = keys.DeltaZ, Scale = keys.Scale, Tile = room.TileAt(chunk),
+            Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeyRows = keys.Rows, Values = keys.Values, Sums = keys.Sums,
+            Scale = keys.Scale, Tile = room.TileAt(chunk),
         };
     }
 
     /// <summary>Some keys of a chunk, and the chunk's queries of which the last key that they see is among them.</summary>
     private void RunSeen(long chain, int chunk, in View view, in Room room)
     {
-        AskSeen(chain, chunk, view, room);
+        // What one block of one head asks is multiplied when R̂ is done with, and added to it at once.
+        (int firstBlock, int endBlock) = BlocksOf(Place(chain), chunk);
+        bool isOne = endBlock - firstBlock == 1 && _problem.Shape.HeadGroup == 1 && _wantsReverse && !_gradients.OutputGradient.Memory.IsEmpty;
+        (int query, int count) = AskSeen(chain, chunk, view, isOne, room);
         FinishKeys(chain, view, room.Reverse, room);
-        AddAsked(view.Tile.Asked, keepsReverse: false, room);
+        if (isOne && count > 0)
+        {
+            AddProduct(chain, chunk, query, count, room);
+        }
+        else
+        {
+            AddAsked(view.Tile.Asked, keepsReverse: false, room);
+        }
     }
 
-    /// <summary>All of it but what later queries ask of the keys.</summary>
-    private void AskSeen(long chain, int chunk, in View view, in Room room)
+    /// <summary>
+    /// All of it but what later queries ask of the keys, and, where it leaves the product, what these ask of R̂: <see cref="AddProduct"/>. Returns the queries of
+    /// the last block.
+    /// </summary>
+    private (int Query, int Count) AskSeen(long chain, int chunk, in View view, bool leavesProduct, in Room room)
     {
-        StartKeys(view, room);
-        TransposeState(view.Sums, view.Normalizers, room);
+        (int Query, int Count) last = default;
+        TurnKeys(view, room);
+        SimdBlas<TV>.Transpose(view.Keys, _problem.Shape.ValueDimension + 1, view.Values, room.GradientStride, room.ValuesTransposed, Chunk);
         int place = Place(chain);
         bool isFirst = true;
         (int block, int endBlock) = BlocksOf(place, chunk);
@@ -463,7 +425,8 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
             if (stop > query)
             {
-                RunQueries(chain, query, stop - query, view, isFirst, room);
+                last = (query, stop - query);
+                RunQueries(chain, query, stop - query, view, isFirst, leavesProduct, room);
                 isFirst = false;
             }
         }
@@ -472,6 +435,8 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         {
             ClearTile(view);
         }
+
+        return last;
     }
 
     /// <summary>The queries that read nothing but a state.</summary>
@@ -480,11 +445,6 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         int place = Place(chain);
         bool isBlind = IsBlind(place);
         (int block, int end) = BlocksOf(place, -1);
-        if (block < end && !isBlind)
-        {
-            TransposeState(state.Sums, state.Normalizers, room);
-        }
-
         for (; block < end; block++)
         {
             if (isBlind)
@@ -504,24 +464,14 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     /// <summary>True when queries that read nothing but a state read nothing.</summary>
     private bool IsBlind(int place) => !_problem.HasInitialState && (_problem.Causal || KeysOf(place) == 0);
 
-    /// <summary>A block of queries that reads nothing but a state, laid out for it already.</summary>
+    /// <summary>A block of queries that reads nothing but a state.</summary>
     private void AskState(long chain, int block, State state, Tile tile, in Room room)
     {
         (int query, int n, _) = BlockAt(block);
-        RunQueries(chain, query, n, new View { Sums = state.Sums, Normalizers = state.Normalizers, Scale = state.LogScale, Tile = tile }, isFirst: true, room);
+        RunQueries(chain, query, n, new View { Sums = state.Sums, Scale = state.LogScale, Tile = tile }, isFirst: true, leavesProduct: false, room);
     }
 
     // ---- keys ----
-
-    /// <summary>Keys in the layouts that products take.</summary>
-    private void StartKeys(in View view, in Room room)
-    {
-        int n = view.Keys;
-        int dv = _problem.Shape.ValueDimension;
-        TurnKeys(view, room);
-        SimdBlas<TV>.Transpose(n, dv, view.Values, _layout.ValueStride, room.ValuesTransposed, Chunk);
-        new Span<float>(room.ValuesTransposed + ((nint)dv * Chunk), n).Fill(1);
-    }
 
     /// <summary>Where no query asks anything.</summary>
     private void ClearTile(in View view)
@@ -542,9 +492,9 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         }
     }
 
-    /// <summary>K̂, a row for each key.</summary>
+    /// <summary>K̂ᵀ.</summary>
     private void TurnKeys(in View view, in Room room) =>
-        SimdBlas<TV>.Transpose(_layout.Features, view.Keys, view.KeysTransposed, Chunk, room.KeyRows, _layout.FeatureStride);
+        SimdBlas<TV>.Transpose(view.Keys, _layout.Features, view.KeyRows, _layout.FeatureStride, room.KeysTransposed, Chunk);
 
     /// <summary>Adds what later queries ask to the gradients of keys and values, once all queries that see them have added theirs, and writes them.</summary>
     private void FinishKeys(long chain, in View view, float* reverse, in Room room)
@@ -558,29 +508,31 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         TokenList tokens = TokenList.OfKeys(_plan, place, view.Before, n);
         if (_wantsValues)
         {
-            // The rows that are about to be written.
-            var ahead = new RowsAhead(
-                new(_gradients.ValueGradient, batch, tokens[0], head, dv), new(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension),
-                tokens.IsRun ? n : 0);
             MicroKernel<TV>.Multiply(
-                dv, PackedForm<TV>.RoundUp(n), _layout.Features, reverse, rs, view.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false, &ahead);
+                dv, PackedForm<TV>.RoundUp(n), _layout.Features, reverse, rs, room.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false);
             SimdBlas<TV>.Transpose(dv, n, room.ValueGradientTransposed, Chunk, room.ValueGradientPart, dvs);
             Add((long)n * dvs, room.ValueGradientPart, view.Tile.ValueGradient);
             StoredRows.Write(_gradients.ValueGradient, batch, head, tokens, dv, view.Tile.ValueGradient, dvs);
         }
 
         float* gradient = view.Tile.KeyFeatureGradient;
-        for (int row = 0; _wantsKeys && row < n; row++)
-        {
-            Add(rs, reverse + ((nint)dv * rs), gradient + ((nint)row * rs));
-        }
-
         if (_wantsKeys)
         {
-            MicroKernel<TV>.Multiply(n, rs, dv, view.Values, dvs, reverse, rs, gradient, rs, true);
+            // The rows that are about to be written, and what comes next in a chain.
+            LinesAhead ahead = default;
+            ahead.AddRows(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension);
+            int chunk = view.Before / Chunk;
+            if (_layout.ByChain && _problem.Causal && chunk > 0)
+            {
+                Keys next = room.KeysAt(chunk - 1);
+                ahead.AddStretch(next.Rows, (long)Chunk * rs, Chunk);
+                ahead.AddStretch(next.Values, (long)Chunk * room.GradientStride, Chunk);
+            }
+
+            MicroKernel<TV>.Multiply(n, _layout.FeatureWidth, dv + 1, view.Values, room.GradientStride, reverse, rs, gradient, rs, true, &ahead);
             float* x = StoredRows.Read(_buffers.Key, batch, head, tokens, _layout.InputDimension, room.Scratch.Rows, out nint stride);
             WriteRows(
-                _key, tokens.Count, x, stride, room.KeyRows, gradient, _key.HasRowTerm, room, _gradients.KeyGradient, batch, head, tokens);
+                _key, tokens.Count, x, stride, view.KeyRows, gradient, _key.HasRowTerm, room, _gradients.KeyGradient, batch, head, tokens);
         }
     }
 
@@ -615,8 +567,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         }
 
         float* reverse = room.Reverse;
-        nint count = (nint)(_problem.Shape.ValueDimension + 1) * _layout.FeatureStride;
-        for (nint i = 0; i < count; i += TV.Count)
+        for (nint i = 0; i < SumFloats; i += TV.Count)
         {
             TV before = TV.Load(reverse + i);
             TV.Store(TV.Add(before, TV.Load(asked + i)), reverse + i);
@@ -639,20 +590,21 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private void ImportFinal(long chain, in Room room)
     {
         StateBuffers final = _gradients.FinalStateGradient;
-        (int r, int rs, int dv) = (_layout.Features, _layout.FeatureStride, _problem.Shape.ValueDimension);
-        float* normalizers = room.Reverse + ((nint)dv * rs);
         if (final.IsEmpty)
         {
-            new Span<float>(room.Reverse, checked((dv + 1) * rs)).Clear();
+            new Span<float>(room.Reverse, checked((int)SumFloats)).Clear();
             return;
         }
 
-        nint row = StateRow(chain) * r;
-        SimdBlas<TV>.Transpose(r, dv, final.Sums.HostPointer + (row * dv), dv, room.Reverse, rs);
-        SimdBlas<TV>.CopyRows(1, r, final.Normalizers.HostPointer + row, r, normalizers, rs);
+        nint row = StateRow(chain) * _layout.Features;
+        ImportSums(final, row, room.Reverse);
         if (_mode == FeatureMode.Logarithmic)
         {
-            Lower(final.LogScale.HostPointer + row, room.State.LogScale, room);
+            // Lower reads whole vectors.
+            float* scale = room.Scratch.Bias;
+            new Span<float>(scale, _layout.FeatureWidth).Fill(float.NegativeInfinity);
+            Copy(final.LogScale.HostPointer + row, scale, _layout.Features);
+            Lower(scale, room.State.LogScale, room);
         }
     }
 
@@ -667,11 +619,13 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
         (int r, int rs, int dv) = (_layout.Features, _layout.FeatureStride, _problem.Shape.ValueDimension);
         nint row = StateRow(chain) * r;
-        float* sums = room.State.Sums;
-        SimdBlas<TV>.Transpose(dv, r, room.Reverse, rs, sums, _layout.ValueStride);
         for (int feature = 0; feature < r; feature++)
         {
-            Copy(sums + ((nint)feature * _layout.ValueStride), initial.Sums.HostPointer + ((row + feature) * dv), dv);
+            float* sums = initial.Sums.HostPointer + ((row + feature) * dv);
+            for (int i = 0; i < dv; i++)
+            {
+                sums[i] = room.Reverse[((nint)i * rs) + feature];
+            }
         }
 
         Copy(room.Reverse + ((nint)dv * rs), initial.Normalizers.HostPointer + row, r);
@@ -685,41 +639,30 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             return;
         }
 
-        int rs = _layout.FeatureStride;
         float* factors = room.Scratch.Factors;
-        bool changes = false;
-        for (int feature = 0; feature < rs; feature++)
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
-            // Where nothing was seen yet there is nothing to ask of it: e^−∞, even from −∞.
-            float factor = feature >= _layout.Features ? 0
-                : float.IsNegativeInfinity(to[feature]) ? float.NegativeInfinity : to[feature] - from[feature];
-            factors[feature] = factor;
-            changes |= factor != 0;
-        }
-
-        if (!changes)
-        {
-            return;
-        }
-
-        ExponentiateInPlace(factors);
-        for (int row = 0; row <= _problem.Shape.ValueDimension; row++)
-        {
-            float* reverse = room.Reverse + ((nint)row * rs);
-            for (int i = 0; i < rs; i += TV.Count)
+            for (int lane = 0; lane < TV.Count; lane++)
             {
-                TV.Store(TV.Multiply(TV.Load(reverse + i), TV.Load(factors + i)), reverse + i);
+                // Where nothing was seen yet there is nothing to ask of it: e^−∞, even from −∞.
+                float target = to[i + lane];
+                factors[i + lane] = float.IsNegativeInfinity(target) ? target : target - from[i + lane];
+            }
+
+            if (IsAnyNonzero(factors + i))
+            {
+                ScaleColumns(room.Reverse + i, SimdExp.Exp(TV.Load(factors + i)));
             }
         }
     }
 
     private void Copy(State source, State target)
     {
-        Copy(source.Sums, target.Sums, (long)_layout.Features * _layout.ValueStride);
-        Copy(source.Normalizers, target.Normalizers, _layout.FeatureStride);
-        Copy(source.LogScale, target.LogScale, _layout.FeatureStride);
-        Copy(source.Maximum, target.Maximum, _layout.FeatureStride);
+        CopySums(source.Sums, target.Sums);
+        Copy(source.LogScale, target.LogScale, _layout.FeatureWidth);
     }
+
+    private void CopySums(float* source, float* target) => Copy(source, target, SumFloats);
 
     /// <summary>What some queries read: a state, and keys of which each sees some of the first.</summary>
     private readonly struct View
@@ -730,17 +673,14 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         /// <summary>How many keys of the sequence stand before them.</summary>
         public int Before { get; init; }
 
-        /// <summary>K̂ᵀ at the scale of the state, <c>r × Chunk</c>.</summary>
-        public float* KeysTransposed { get; init; }
+        /// <summary>K̂ at the scale of the state, a row for each key.</summary>
+        public float* KeyRows { get; init; }
 
-        /// <summary>V, <c>Chunk × ValueStride</c>.</summary>
+        /// <summary>[V 1], a row for each key.</summary>
         public float* Values { get; init; }
 
-        /// <summary>Ŝ.</summary>
+        /// <summary>Ŝᵀ, with ẑ for its last row.</summary>
         public float* Sums { get; init; }
-
-        /// <summary>ẑ.</summary>
-        public float* Normalizers { get; init; }
 
         /// <summary>The log scale of the state.</summary>
         public float* Scale { get; init; }

@@ -1,7 +1,5 @@
 using Arena = Gpu.Attention.LinearLayout.Arena;
-using Keys = Gpu.Attention.LinearLayout.Keys;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
-using State = Gpu.Attention.LinearLayout.State;
 
 namespace Gpu.Attention;
 
@@ -23,6 +21,9 @@ internal readonly struct LinearBackwardLayout
     private readonly int _gradientStride;
     private readonly bool _isDirect;
     private readonly int _tiles;
+    private readonly long _keysFloats;
+    private readonly long _stateFloats;
+    private readonly long _scratchFloats;
 
     public unsafe LinearBackwardLayout(AttentionProblem problem, int degree, int vectorLength)
     {
@@ -36,6 +37,10 @@ internal readonly struct LinearBackwardLayout
         _gradientStride = LinearLayout.RoundUp(problem.Shape.ValueDimension + 1, vectorLength);
         _isDirect = problem.Features!.Family == FeatureFamily.Direct;
         ValueDimension = problem.Shape.ValueDimension;
+        _keysFloats = new Keys(null, this).Floats;
+        _stateFloats = new State(null, this).Floats;
+        _scratchFloats = new Scratch(
+            null, Passes.Features, Passes.FeatureStride, Passes.ValueStride, Passes.InputStride, Passes.InputDimension, false, Passes.Gathers).Floats;
         Threads = byChain ? Math.Clamp(Passes.Chains, 1, degree) : degree;
         Room room = new(null, null, this);
         ThreadFloats = room.ThreadFloats;
@@ -62,6 +67,71 @@ internal readonly struct LinearBackwardLayout
     /// <summary>The memory that a thread works in.</summary>
     public unsafe Room RoomAt(float* start, int slot) => new(
         start + (slot * ThreadFloats), start + (Threads * ThreadFloats) + (Passes.ByChain ? slot * ChainFloats : 0), this);
+
+    /// <summary>What a chunk's keys and values are turned into, with the state before them.</summary>
+    public readonly unsafe struct Keys
+    {
+        public Keys(float* start, in LinearBackwardLayout layout)
+        {
+            (int rs, int rows) = (layout.Passes.FeatureStride, layout.ValueDimension + 1);
+            var arena = new Arena(start);
+            Rows = arena.Take((long)LinearLayout.Chunk * rs);
+            Values = arena.Take((long)LinearLayout.Chunk * layout._gradientStride);
+            Sums = arena.Take((long)rows * rs);
+            Terms = arena.Take(LinearLayout.Chunk);
+            First = arena.Take(rs);
+            Before = arena.Take(rs);
+            Scale = arena.Take(rs);
+            Irregular = (int*)arena.Take(1);
+            Floats = arena.Floats;
+        }
+
+        /// <summary>W x', then K̂, a row for each key.</summary>
+        public float* Rows { get; }
+
+        /// <summary>[V 1], a row for each key.</summary>
+        public float* Values { get; }
+
+        /// <summary>Ŝᵀ before the chunk, at <see cref="Scale"/>, with ẑ for its last row; on the way there [V 1]ᵀK̂.</summary>
+        public float* Sums { get; }
+
+        /// <summary>The keys' own terms.</summary>
+        public float* Terms { get; }
+
+        /// <summary>The log features of the chunk's first key, or the largest of them where every query sees all keys.</summary>
+        public float* First { get; }
+
+        /// <summary>The log scale of the state before the chunk, as it arrives.</summary>
+        public float* Before { get; }
+
+        /// <summary>The log scale that the chunk is read at, the larger of the two.</summary>
+        public float* Scale { get; }
+
+        /// <summary>Non-zero when the chunk's log features range too far for one scale.</summary>
+        public int* Irregular { get; }
+
+        public long Floats { get; }
+    }
+
+    /// <summary>A chain's state.</summary>
+    public readonly unsafe struct State
+    {
+        public State(float* start, in LinearBackwardLayout layout)
+        {
+            var arena = new Arena(start);
+            Sums = arena.Take((long)(layout.ValueDimension + 1) * layout.Passes.FeatureStride);
+            LogScale = arena.Take(layout.Passes.FeatureStride);
+            Floats = arena.Floats;
+        }
+
+        /// <summary>Ŝᵀ with ẑ for its last row, <c>(dv + 1) × FeatureStride</c>.</summary>
+        public float* Sums { get; }
+
+        /// <summary>The scale that the sums are kept at.</summary>
+        public float* LogScale { get; }
+
+        public long Floats { get; }
+    }
 
     /// <summary>What queries ask of a chunk's keys and of what lies before it.</summary>
     public readonly unsafe struct Tile
@@ -103,14 +173,11 @@ internal readonly struct LinearBackwardLayout
             (int chunk, int rows) = (LinearLayout.Chunk, layout.ValueDimension + 1);
             GradientStride = layout._gradientStride;
             var arena = new Arena(thread);
-            Scratch = new Scratch(arena.Take(passes.ScratchFloats), r, rs, dvs, passes.InputStride, passes.InputDimension, passes.Segments, passes.Gathers);
-            StateTransposed = arena.Take((long)rows * rs);
+            Scratch = new Scratch(arena.Take(layout._scratchFloats), r, rs, dvs, passes.InputStride, passes.InputDimension, false, passes.Gathers);
+            KeysTransposed = arena.Take((long)r * chunk);
             ValuesTransposed = arena.Take((long)rows * chunk);
-            KeyRows = arena.Take((long)chunk * rs);
             Gradient = arena.Take((long)chunk * GradientStride);
-            GradientTransposed = arena.Take((long)rows * chunk);
             Products = arena.Take(chunk * chunk);
-            Turned = arena.Take(chunk * chunk);
             QueryFeatureGradient = arena.Take((long)chunk * rs);
             ValueGradientPart = arena.Take((long)chunk * dvs);
             ValueGradientTransposed = arena.Take((long)layout.ValueDimension * chunk);
@@ -118,14 +185,17 @@ internal readonly struct LinearBackwardLayout
             ProjectedGradient = arena.Take((long)chunk * passes.InputStride);
             InputGradient = arena.Take((long)chunk * passes.InputStride);
             RowSums = arena.Take(chunk);
-            Before = arena.Take(rs);
+            LogRows = arena.Take(passes.Segments ? (long)chunk * rs : 0);
+            SegmentRows = arena.Take(passes.Segments ? (long)chunk * rs : 0);
+            Before = arena.Take(passes.Segments ? rs : 0);
+            SegmentState = new State(arena.Take(passes.Segments ? layout._stateFloats : 0), layout);
             ThreadFloats = arena.Floats;
 
             arena = new Arena(chain);
-            State = new State(arena.Take(passes.StateFloats), r, rs, dvs);
+            State = new State(arena.Take(layout._stateFloats), layout);
             Reverse = arena.Take((long)rows * rs);
-            _keys = arena.Take(layout.KeptChunks * passes.KeysFloats);
-            _boundaries = arena.Take(layout._boundaries * passes.StateFloats);
+            _keys = arena.Take(layout.KeptChunks * layout._keysFloats);
+            _boundaries = arena.Take(layout._boundaries * layout._stateFloats);
             _tiles = arena.Take(layout._tiles * new Tile(null, passes, layout.ValueDimension).Floats);
             ChainFloats = arena.Floats;
         }
@@ -138,29 +208,20 @@ internal readonly struct LinearBackwardLayout
         /// <summary>R̂ᵀ with ρ for its last row, <c>(dv + 1) × FeatureStride</c>: what later queries ask of the sums and normalisers.</summary>
         public float* Reverse { get; }
 
-        /// <summary>Ŝᵀ with ẑ for its last row.</summary>
-        public float* StateTransposed { get; }
+        /// <summary>K̂ᵀ of the keys at hand, <c>r × Chunk</c>.</summary>
+        public float* KeysTransposed { get; }
 
-        /// <summary>[V 1]ᵀ, <c>(dv + 1) × Chunk</c>.</summary>
+        /// <summary>[V 1]ᵀ of the keys at hand, <c>(dv + 1) × Chunk</c>.</summary>
         public float* ValuesTransposed { get; }
 
-        /// <summary>K̂, <c>Chunk × FeatureStride</c>.</summary>
-        public float* KeyRows { get; }
-
-        /// <summary>Floats from one row of <see cref="Gradient"/> to the next.</summary>
+        /// <summary>Floats from one row of <see cref="Gradient"/>, or of <see cref="Keys.Values"/>, to the next.</summary>
         public int GradientStride { get; }
 
         /// <summary>Ĝ, a row for each query: the gradient of its sums, and of its normaliser.</summary>
         public float* Gradient { get; }
 
-        /// <summary>Ĝᵀ, <c>(dv + 1) × Chunk</c>.</summary>
-        public float* GradientTransposed { get; }
-
         /// <summary>P = Ĝ [V 1]ᵀ, the gradient of the scores; a row for each query.</summary>
         public float* Products { get; }
-
-        /// <summary>Products or scores, a row for each key.</summary>
-        public float* Turned { get; }
 
         /// <summary>dQ̂, then the gradient of the log features or arguments.</summary>
         public float* QueryFeatureGradient { get; }
@@ -183,19 +244,24 @@ internal readonly struct LinearBackwardLayout
         /// <summary>The gradient of each row's own term.</summary>
         public float* RowSums { get; }
 
-        /// <summary>The scale of the state before a chunk or segment was added.</summary>
+        /// <summary>The log features of a chunk that is cut into segments.</summary>
+        public float* LogRows { get; }
+
+        /// <summary>K̂ of a segment.</summary>
+        public float* SegmentRows { get; }
+
+        /// <summary>The state before a segment.</summary>
+        public State SegmentState { get; }
+
+        /// <summary>Its scale before it was raised for the segment.</summary>
         public float* Before { get; }
 
         public long ThreadFloats { get; }
 
         public long ChainFloats { get; }
 
-        /// <summary>What came of a chunk of the block at hand; after a scan, with the state before it.</summary>
-        public Keys KeysAt(int chunk)
-        {
-            LinearLayout passes = _layout.Passes;
-            return new(_keys + (chunk % _layout.KeptChunks * passes.KeysFloats), passes.Features, passes.FeatureStride, passes.ValueStride);
-        }
+        /// <summary>What came of the keys of a chunk of the block at hand.</summary>
+        public Keys KeysAt(int chunk) => new(_keys + (chunk % _layout.KeptChunks * _layout._keysFloats), _layout);
 
         /// <summary>What is asked of a chunk of the block at hand.</summary>
         public Tile TileAt(int chunk)
@@ -205,10 +271,6 @@ internal readonly struct LinearBackwardLayout
         }
 
         /// <summary>The state before a block.</summary>
-        public State Boundary(int block)
-        {
-            LinearLayout passes = _layout.Passes;
-            return new(_boundaries + (block * passes.StateFloats), passes.Features, passes.FeatureStride, passes.ValueStride);
-        }
+        public State Boundary(int block) => new(_boundaries + (block * _layout._stateFloats), _layout);
     }
 }

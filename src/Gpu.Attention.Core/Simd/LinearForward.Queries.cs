@@ -8,13 +8,16 @@ namespace Gpu.Attention;
 // Queries: their features, what they read of a state and of the chunk that they see a part of, and what is written of it.
 internal unsafe partial class LinearForward<TV>
 {
-    /// <summary>Every block that reads nothing but a state.</summary>
-    private void ReadStateBlocks(long chain, State state, Scratch scratch)
+    /// <summary>Every block that reads nothing but a state, of the chains that a thread takes together.</summary>
+    private void ReadStateBlocks(long firstChain, long firstState, Scratch scratch)
     {
-        (int block, int end) = BlocksOf(Place(chain), -1);
+        (int block, int end) = BlocksOf(Place(firstChain), -1);
         for (; block < end; block++)
         {
-            ReadState(chain, BlockAt(block), state, scratch);
+            for (int i = 0; i < _layout.ChainsTogether; i++)
+            {
+                ReadState(firstChain + i, BlockAt(block), StateAt(firstState + i), scratch);
+            }
         }
     }
 
@@ -69,11 +72,17 @@ internal unsafe partial class LinearForward<TV>
             return;
         }
 
-        ScaleKeys(keys);
+        float* features = keys.Transposed;
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            features = scratch.LogFeatures;
+            ScaleKeys(keys, features);
+        }
+
         for (; block < end; block++)
         {
             (int query, int n, _) = BlockAt(block);
-            ReadHeads(chain, query, n, scratch, keys.Scale, sums, normalizers, keys.Transposed, keys.Values, chunk * Chunk);
+            ReadHeads(chain, query, n, scratch, keys.Scale, sums, normalizers, features, keys.Values, chunk * Chunk);
         }
     }
 
@@ -83,14 +92,14 @@ internal unsafe partial class LinearForward<TV>
         LogKeyFeatures(chain, chunk, scratch);
         State state = scratch.SegmentState;
         Copy(sums, state.Sums, (long)_layout.Features * _layout.ValueStride);
-        Copy(normalizers, state.Normalizers, _layout.FeatureStride);
-        Copy(keys.Scale, state.LogScale, _layout.FeatureStride);
+        Copy(normalizers, state.Normalizers, _layout.FeatureWidth);
+        Copy(keys.Scale, state.LogScale, _layout.FeatureWidth);
         for (int start = 0; start < n;)
         {
             int end = SegmentEnd(start, n, scratch.LogFeatures);
             Keys segment = ReduceSegment(start, end, keys.Values, scratch);
             Raise(state, segment, scratch);
-            ScaleKeys(segment);
+            ScaleKeys(segment, segment.Transposed);
             ReadSegment(chain, chunk, start, end, keys.Values, state, scratch);
             Absorb(state, segment, keepPrefix: false);
             start = end;
@@ -172,9 +181,13 @@ internal unsafe partial class LinearForward<TV>
         bool isLast = (head + 1) % shape.HeadGroup == 0;
         int next = isLast ? token + (_chunksApart * n) : token;
         int nextHead = isLast ? head + 1 - shape.HeadGroup : head + 1;
-        var ahead = new RowsAhead(
-            new(_buffers.Query, batch, next, nextHead, shape.KeyDimension), new(_buffers.Output, batch, next, nextHead, shape.ValueDimension),
-            Math.Min(n, shape.QueryLength - next));
+        LinesAhead ahead = default;
+        if (!AsksWithKeys && next < shape.QueryLength)
+        {
+            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension);
+            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension);
+        }
+
         int dvs = _layout.ValueStride;
         MicroKernel<TV>.Multiply(n, dvs, _layout.Features, scratch.Queries, _layout.FeatureStride, sums, dvs, scratch.Output, dvs, false, &ahead);
     }

@@ -51,7 +51,7 @@ internal unsafe partial class LinearForward<TV>
         Scratch scratch = ScratchAt(slot);
         long place = _layout.ByChain ? slot : item;
         var token = new Token(
-            _keys + (place * _layout.KeysFloats), _layout.TokenHeads, shape.HeadGroup, _layout.FeatureStride, _layout.ValueStride);
+            _keys + (place * _layout.KeysFloats), _layout.TokenHeads, shape.HeadGroup, _layout.FeatureWidth, _layout.ValueStride);
         bool hasKey = shape.KeyLength > 0;
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
@@ -74,7 +74,7 @@ internal unsafe partial class LinearForward<TV>
     private void RunToken(long batch, int head, int index, Token token, Scratch scratch, State copy, bool hasKey, bool hasQuery)
     {
         AttentionShape shape = _problem.Shape;
-        (int r, int rs, int dv, int group) = (_layout.Features, _layout.FeatureStride, shape.ValueDimension, shape.HeadGroup);
+        (int r, int rs, int dv, int group) = (_layout.Features, _layout.FeatureWidth, shape.ValueDimension, shape.HeadGroup);
         nint chain = (nint)((batch * shape.KeyHeads) + head);
         float* sums = _buffers.InitialState.Sums.HostPointer + (chain * r * dv);
         float* target = hasKey ? _buffers.FinalState.Sums.HostPointer + (chain * r * dv) : null;
@@ -170,7 +170,7 @@ internal unsafe partial class LinearForward<TV>
     /// </summary>
     private void WeighKey(Token token, int index)
     {
-        int rs = _layout.FeatureStride;
+        int rs = _layout.FeatureWidth;
         float* key = token.Keys + ((nint)index * rs);
         float rowTerm = token.KeyTerms[index];
         TV term = TV.Broadcast(rowTerm);
@@ -241,7 +241,7 @@ internal unsafe partial class LinearForward<TV>
     private void Load(MemoryRegion part, nint chain, float* target)
     {
         Copy(part.HostPointer + (chain * _layout.Features), target, _layout.Features);
-        new Span<float>(target + _layout.Features, _layout.FeatureStride - _layout.Features).Clear();
+        new Span<float>(target + _layout.Features, _layout.FeatureWidth - _layout.Features).Clear();
     }
 
     /// <summary>One pass over a head's sums; returns q·w where it does both, else 0.</summary>

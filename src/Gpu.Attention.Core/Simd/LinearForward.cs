@@ -10,12 +10,16 @@ namespace Gpu.Attention;
 internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTokens) : LinearPass<TV>, IParallelBody, IForwardPass
     where TV : struct, ISimdVector<TV>
 {
+    /// <summary>What lucidrains adds to each summed key feature of a causal normaliser.</summary>
+    private const float LucidrainsNormalizerOffset = 1e-6f;
+
     private Phase _phase;
     private int _firstChunk;
     private int _chunks;
     private float* _scratch;
     private float* _states;
     private float* _keys;
+    private float* _stabilizers;
 
     private enum Phase
     {
@@ -55,7 +59,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         }
         else if (_layout.ByChain)
         {
-            Do(Phase.Chain, _layout.Chains);
+            Do(Phase.Chain, _layout.Chains / _layout.ChainsTogether);
         }
         else
         {
@@ -75,7 +79,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
                 Stabilize(item, KeysAt(_layout.ByChain ? slot : item * _layout.BlockChunks), scratch);
                 break;
             case Phase.Chain:
-                RunChain(item, StateAt(slot), KeysAt(slot), scratch);
+                RunChains(item * _layout.ChainsTogether, slot, scratch);
                 break;
             case Phase.Reduce when HasChunk(item, out long chain, out int chunk):
                 Reduce(chain, chunk, KeysAt(item), scratch);
@@ -144,33 +148,64 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         Do(Phase.Export, _layout.Chains);
     }
 
-    private void RunChain(long chain, State state, Keys keys, Scratch scratch)
+    /// <summary>Chains of one sequence that a thread has to itself.</summary>
+    private void RunChains(long first, int slot, Scratch scratch)
     {
-        int place = Place(chain);
-        Import(chain, state);
+        int place = Place(first);
+        int chains = _layout.ChainsTogether;
+        long states = (long)slot * chains;
+        for (int i = 0; i < chains; i++)
+        {
+            Import(first + i, StateAt(states + i));
+        }
+
         if (_problem.Causal)
         {
-            ReadStateBlocks(chain, state, scratch);
+            ReadStateBlocks(first, states, scratch);
         }
 
         for (int chunk = 0; chunk < KeyChunks(place); chunk++)
         {
-            Reduce(chain, chunk, keys, scratch);
-            Raise(state, keys, scratch);
-            if (_problem.Causal)
+            for (int i = 0; i < chains; i++)
             {
-                ReadCausal(chain, chunk, keys, scratch, prefixInDelta: false, state);
+                RunChunk(first + i, chunk, StateAt(states + i), KeysAt(slot), scratch);
             }
-
-            Absorb(state, keys, keepPrefix: false);
         }
 
         if (!_problem.Causal)
         {
-            ReadStateBlocks(chain, state, scratch);
+            ReadStateBlocks(first, states, scratch);
         }
 
-        Export(chain, state);
+        for (int i = 0; i < chains; i++)
+        {
+            Export(first + i, StateAt(states + i));
+        }
+    }
+
+    private void RunChunk(long chain, int chunk, State state, Keys keys, Scratch scratch)
+    {
+        // The keys are added when the queries have read the state: their sums alone are never written.
+        bool isRegular = ReadKeys(chain, chunk, keys, scratch);
+        if (!isRegular)
+        {
+            ReduceInSegments(chain, chunk, keys, scratch);
+        }
+
+        Raise(state, keys, scratch);
+        if (_problem.Causal)
+        {
+            ReadCausal(chain, chunk, keys, scratch, prefixInDelta: false, state);
+        }
+
+        if (isRegular)
+        {
+            AddKeys(chain, KeyTokens(Place(chain), chunk), keys, state);
+        }
+        else
+        {
+            Absorb(state, keys, keepPrefix: false);
+        }
     }
 
     private void Do(Phase phase, long items)
@@ -178,6 +213,14 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         _phase = phase;
         loop.Run(this, items);
     }
+
+    private protected Scratch ScratchFrom(float* start) => new(
+        start, _layout.Features, _layout.FeatureStride, _layout.ValueStride, _layout.InputStride, _layout.InputDimension, _layout.Segments,
+        _layout.Gathers);
+
+    private protected State StateFrom(float* start) => new(start, _layout.Features, _layout.FeatureStride, _layout.ValueStride);
+
+    private protected Keys KeysFrom(float* start) => new(start, _layout.Features, _layout.FeatureStride, _layout.ValueStride);
 
     private Scratch ScratchAt(int slot) => ScratchFrom(_scratch + (slot * _layout.ScratchFloats));
 

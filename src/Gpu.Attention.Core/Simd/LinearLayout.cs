@@ -13,11 +13,17 @@ internal readonly struct LinearLayout
 
     private const int LineFloats = 16;
 
+    /// <summary>Cache lines of a row that a product takes whole.</summary>
+    private const int LongestRow = 4;
+
     /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
     private const int ChunksPerThread = 8;
 
     /// <summary>The most rows of a token, keys' and queries', that are projected together: they lie where a chunk's keys would.</summary>
     private const int MaxTokenRows = 56;
+
+    /// <summary>Floats of states, 128 KB, that leave the second-level cache to what a chunk needs.</summary>
+    private const long SmallStates = 1 << 15;
 
     /// <summary>The sums of a token's states, in floats, from which on other threads wake up in time to help: 2 MB, some 50 µs of work.</summary>
     private const long FloatsWorthThreads = 1 << 19;
@@ -27,7 +33,8 @@ internal readonly struct LinearLayout
         FeaturePair features = problem.Features!;
         AttentionShape shape = problem.Shape;
         Features = features.FeatureDimension;
-        FeatureStride = RoundUp(Features, vectorLength);
+        FeatureWidth = RoundUp(Features, vectorLength);
+        FeatureStride = Spread(FeatureWidth);
         ValueStride = RoundUp(shape.ValueDimension, vectorLength);
         int inputStride = RoundUp(shape.KeyDimension, vectorLength);
         Plan = SequencePlan.Of(problem, Chunk);
@@ -53,7 +60,12 @@ internal readonly struct LinearLayout
         Gathers = gathers;
         BlockChunks = ByChain ? 1 : (int)Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * (long)degree) + Chains - 1) / Math.Max(Chains, 1)));
         Slots = degree;
-        StateCount = ByChain ? degree : Chains;
+        while (ByChain && CanShare(2 * ChainsTogether, shape.KeyHeads, degree))
+        {
+            ChainsTogether *= 2;
+        }
+
+        StateCount = ByChain ? (long)degree * ChainsTogether : Chains;
         KeysCount = ByChain ? degree : Chains * BlockChunks;
         StabilizerFloats = Line(Chains);
         Bytes = ((Slots * ScratchFloats) + (StateCount * StateFloats) + (KeysCount * KeysFloats) + StabilizerFloats) * sizeof(float);
@@ -61,6 +73,10 @@ internal readonly struct LinearLayout
 
     public int Features { get; }
 
+    /// <summary>r rounded up to whole vectors.</summary>
+    public int FeatureWidth { get; }
+
+    /// <summary>Floats from one row of features to the next.</summary>
     public int FeatureStride { get; }
 
     public int ValueStride { get; }
@@ -87,6 +103,12 @@ internal readonly struct LinearLayout
 
     /// <summary>True when each chain runs in one thread.</summary>
     public bool ByChain { get; }
+
+    /// <summary>
+    /// Heads of a sequence that a thread takes through it side by side, chunk by chunk, where their states are small: their rows lie side by side too, and what a memory page
+    /// costs to find is paid once.
+    /// </summary>
+    public int ChainsTogether { get; } = 1;
 
     /// <summary>True when a token at most is read and added where the caller's state lies.</summary>
     public bool ByToken { get; }
@@ -121,6 +143,9 @@ internal readonly struct LinearLayout
 
     public static int RoundUp(int length, int multiple) => (length + multiple - 1) / multiple * multiple;
 
+    private bool CanShare(int chains, int keyHeads, int degree) =>
+        keyHeads % chains == 0 && chains * StateFloats <= SmallStates && (Chains / chains % degree == 0 || Chains / chains >= 4L * degree);
+
     // Step: a query, a key, and both states. Append: no query. Read: no key, and the state stays.
     private static bool IsOneToken(AttentionProblem problem)
     {
@@ -128,6 +153,16 @@ internal readonly struct LinearLayout
         bool isPlain = problem.Features!.Family == FeatureFamily.Direct || (problem.Convention == ReferenceConvention.None && problem.FeatureEpsilon == 0);
         return isPlain && problem.Layout is null && problem.HasInitialState && shape.HeadGroup < MaxTokenRows && problem.WantsFinalState == (shape.KeyLength == 1) &&
             (shape.QueryLength, shape.KeyLength, problem.Causal) is (1, 1, true) or (0, 1, _) or (1, 0, _);
+    }
+
+    /// <summary>
+    /// A distance of rows, where a product takes a part of each: an odd number of cache lines. Rows that are a power of two apart would share a few sets of the
+    /// first-level cache and drive each other out.
+    /// </summary>
+    private static int Spread(int width)
+    {
+        int lines = RoundUp(width, LineFloats) / LineFloats;
+        return lines <= LongestRow ? width : (lines | 1) * LineFloats;
     }
 
     private static long Line(long floats) => (floats + LineFloats - 1) / LineFloats * LineFloats;
@@ -330,7 +365,7 @@ internal readonly struct LinearLayout
 
         public float* Factors { get; }
 
-        /// <summary>A chunk's log features, kept when it is taken in segments.</summary>
+        /// <summary>A chunk's log features, kept when it is taken in segments; else its features at the scale that they are read at.</summary>
         public float* LogFeatures { get; }
 
         public Keys SegmentKeys { get; }

@@ -20,7 +20,7 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
     private protected void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
     {
-        int rs = _layout.FeatureStride;
+        (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         if (_mode == FeatureMode.Logarithmic)
         {
             ExponentiateQueries(n, scratch, scale, normalizers);
@@ -50,12 +50,12 @@ internal abstract unsafe partial class LinearPass<TV>
                 }
             }
 
-            if (rs > _layout.Features)
+            if (width > _layout.Features)
             {
-                new Span<float>(q + _layout.Features, rs - _layout.Features).Clear();
+                new Span<float>(q + _layout.Features, width - _layout.Features).Clear();
             }
 
-            scratch.Denominator[row] = SimdBlas<TV>.Dot(rs, q, normalizers);
+            scratch.Denominator[row] = SimdBlas<TV>.Dot(width, q, normalizers);
         }
     }
 
@@ -64,7 +64,7 @@ internal abstract unsafe partial class LinearPass<TV>
     {
         TV term = TV.Broadcast(rowTerm);
         bool hasTerms = form.HasRowTerm || form.Form.Offset is not null;
-        for (int i = 0; hasTerms && i < _layout.FeatureStride; i += TV.Count)
+        for (int i = 0; hasTerms && i < _layout.FeatureWidth; i += TV.Count)
         {
             TV.Store(TV.Add(TV.Load(row + i), TV.Add(term, TV.Load(form.Offset + i))), row + i);
         }
@@ -72,9 +72,9 @@ internal abstract unsafe partial class LinearPass<TV>
 
     private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
     {
-        int rs = _layout.FeatureStride;
+        (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         float* bias = scratch.Bias;
-        for (int i = 0; i < rs; i++)
+        for (int i = 0; i < width; i++)
         {
             bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
         }
@@ -93,7 +93,7 @@ internal abstract unsafe partial class LinearPass<TV>
                 }
 
                 TV maximum = TV.Broadcast(float.NegativeInfinity);
-                for (int i = 0; i < rs; i += TV.Count)
+                for (int i = 0; i < width; i += TV.Count)
                 {
                     maximum = TV.Max(maximum, TV.Add(TV.Load(q + i), TV.Load(bias + i)));
                 }
@@ -107,7 +107,7 @@ internal abstract unsafe partial class LinearPass<TV>
                 float* q = scratch.Queries + ((nint)row * rs);
                 float top = scratch.RowMaximum[row];
                 TV down = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
-                scratch.Denominator[row] = TV.Sum(Exponentiate<Weighted>(rs, q, bias, down, normalizers));
+                scratch.Denominator[row] = TV.Sum(Exponentiate<Weighted>(width, q, bias, down, normalizers));
             }
         }
     }

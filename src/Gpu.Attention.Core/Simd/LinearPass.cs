@@ -1,8 +1,6 @@
 using System.Numerics.Tensors;
 using System.Runtime.CompilerServices;
-using Keys = Gpu.Attention.LinearLayout.Keys;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
-using State = Gpu.Attention.LinearLayout.State;
 
 namespace Gpu.Attention;
 
@@ -14,13 +12,10 @@ internal abstract unsafe partial class LinearPass<TV>
     private protected const int Chunk = LinearLayout.Chunk;
 
     /// <summary>How far above its scale a log feature may lie: <c>e^60</c>, summed over any length and squared by nothing, stays finite.</summary>
-    private const float MaxLogRange = 60;
+    private protected const float MaxLogRange = 60;
 
     /// <summary>e^60.</summary>
-    private const float MaxFeature = 1.142e26f;
-
-    /// <summary>What lucidrains adds to each summed key feature of a causal normaliser.</summary>
-    private const float LucidrainsNormalizerOffset = 1e-6f;
+    private protected const float MaxFeature = 1.142e26f;
 
     private protected AttentionProblem _problem = null!;
     private protected AttentionBuffers _buffers;
@@ -30,7 +25,6 @@ internal abstract unsafe partial class LinearPass<TV>
     private protected PackedForm<TV> _key = null!;
     private protected FeatureMode _mode;
     private protected float _epsilon;
-    private protected float* _stabilizers;
 
     /// <summary>How many chunks further the next one of the same thread is likely to be.</summary>
     private protected int _chunksApart = 1;
@@ -73,14 +67,6 @@ internal abstract unsafe partial class LinearPass<TV>
             : problem.Convention == ReferenceConvention.None ? FeatureMode.Logarithmic : FeatureMode.Stabilized;
     }
 
-    private protected Scratch ScratchFrom(float* start) => new(
-        start, _layout.Features, _layout.FeatureStride, _layout.ValueStride, _layout.InputStride, _layout.InputDimension, _layout.Segments,
-        _layout.Gathers);
-
-    private protected State StateFrom(float* start) => new(start, _layout.Features, _layout.FeatureStride, _layout.ValueStride);
-
-    private protected Keys KeysFrom(float* start) => new(start, _layout.Features, _layout.FeatureStride, _layout.ValueStride);
-
     // ---- sequences ----
 
     // A chain is a key head of the sequence at a place in the plan. Without a plan, places are rows of the batch.
@@ -116,8 +102,9 @@ internal abstract unsafe partial class LinearPass<TV>
 
     // ---- the parts of the normal form ----
 
-    /// <summary>W x' of some rows, and their terms where those are wanted.</summary>
-    private protected void ProjectRows(PackedForm<TV> form, int n, float* x, nint stride, float* target, float* terms, Scratch scratch)
+    /// <summary>W x' of some rows, and their terms where those are wanted, while lines are on their way.</summary>
+    private protected void ProjectRows(
+        PackedForm<TV> form, int n, float* x, nint stride, float* target, float* terms, Scratch scratch, LinesAhead* ahead = null)
     {
         float* mapped = PreMap(form, n, x, stride, scratch, out nint mappedStride);
         if (form.Panels is null)
@@ -126,7 +113,7 @@ internal abstract unsafe partial class LinearPass<TV>
         }
         else
         {
-            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, form.Panels, target, _layout.FeatureStride);
+            PackedForm<TV>.MultiplyPanels(n, _layout.Features, _layout.InputDimension, mapped, mappedStride, form.Panels, target, _layout.FeatureStride, ahead);
         }
 
         if (terms is not null)
@@ -322,10 +309,23 @@ internal abstract unsafe partial class LinearPass<TV>
 
     private protected void ExponentiateInPlace(float* logs)
     {
-        for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
             TV.Store(SimdExp.Exp(TV.Load(logs + i)), logs + i);
         }
+    }
+
+    private protected static bool IsAnyAbove(float limit, int n, float* x)
+    {
+        for (int i = 0; i < n; i++)
+        {
+            if (x[i] > limit)
+            {
+                return true;
+            }
+        }
+
+        return false;
     }
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 
 namespace Gpu.Attention;
 
@@ -56,66 +57,104 @@ internal static unsafe class MicroKernel<TV>
         get => TV.TileVectors * TV.Count;
     }
 
-    /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length. Asks for rows ahead, if there are, as it goes.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length. Asks for lines ahead, if there are, as it goes.</summary>
     public static void Multiply(
-        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate, RowsAhead* ahead = null)
+        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate, LinesAhead* ahead = null) =>
+        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, accumulate, null, null, ahead);
+
+    /// <summary><c>C[m, n] (+)= Aᵀ B</c> for <c>A[k, m]</c>, with the bits of <see cref="Multiply"/> where A is laid out the other way.</summary>
+    public static void MultiplyTransposed(
+        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate, LinesAhead* ahead = null) =>
+        Run(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, accumulate, null, null, ahead);
+
+    /// <summary>
+    /// <c>C = X + diag(w) A B</c>, X laid out as C is and perhaps C itself: the bits of a product of its own that is added in the end. Without w the factors are 1.
+    /// </summary>
+    public static void AddProduct(
+        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, float* x, float* w = null, LinesAhead* ahead = null) =>
+        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, false, x, w, ahead);
+
+    /// <summary><see cref="AddProduct"/> with <c>Aᵀ</c> for <c>A[k, m]</c>.</summary>
+    public static void AddTransposedProduct(
+        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, float* x, float* w = null, LinesAhead* ahead = null) =>
+        Run(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, false, x, w, ahead);
+
+    /// <summary><c>C[m, n] = A B</c> for B in panels of <see cref="Columns"/> columns, one behind the other.</summary>
+    public static void MultiplyPanels(nint m, nint n, nint k, float* a, nint lda, float* panels, float* c, nint ldc, LinesAhead* ahead = null) =>
+        Run(m, n, k, a, lda, 1, panels, Columns, k, c, ldc, false, null, null, ahead);
+
+    // Row i of A begins at a + i·aRow, and its elements lie aStep apart; a panel of B begins bColumn floats a column behind the first.
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Run(
+        nint m, nint n, nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, nint bColumn, float* c, nint ldc, bool accumulate, float* x, float* w,
+        LinesAhead* ahead)
     {
+        nint tile = 0;
+        nint tiles = ((m + Rows - 1) / Rows) * ((n + Columns - 1) / Columns);
         for (nint column = 0; column < n; column += Columns)
         {
             int vectors = (int)nint.Min(n - column, Columns) / TV.Count;
             for (nint row = 0; row < m; row += Rows)
             {
                 int rows = (int)nint.Min(m - row, Rows);
-                if (ahead is not null)
+                (nint line, nint lineStep) = ((nint)a, 0);
+                if (ahead is not null && ahead->TryNext(tile++, tiles, out nint start, out nint step))
                 {
-                    ahead->AdvanceTo((int)((row + Rows) * LinearLayout.Chunk / m));
+                    (line, lineStep) = (start, step);
                 }
 
-                Tile(rows, vectors, k, a + (row * lda), lda, b + column, ldb, c + (row * ldc) + column, ldc, accumulate);
+                nint at = (row * ldc) + column;
+                Tile(
+                    rows, vectors, k, a + (row * aRow), aRow, aStep, b + (column * bColumn), ldb, c + at, ldc, accumulate, x is null ? null : x + at,
+                    w is null ? null : w + row, line, lineStep);
             }
         }
     }
 
     /// <summary>One tile of any size up to the largest.</summary>
-    public static void Tile(
-        int rows, int vectors, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+    private static void Tile(
+        int rows, int vectors, nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, float* c, nint ldc, bool accumulate, float* x, float* w, nint line,
+        nint lineStep)
     {
         if (vectors == 4)
         {
-            TileRows<N4>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+            TileRows<N4>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
         }
         else if (vectors == 2)
         {
-            TileRows<N2>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+            TileRows<N2>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
         }
         else if (vectors == 3)
         {
-            TileRows<N3>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+            TileRows<N3>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
         }
         else
         {
-            TileRows<N1>(rows, k, a, lda, b, ldb, c, ldc, accumulate);
+            TileRows<N1>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
         }
     }
 
-    private static void TileRows<TN>(int rows, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+    private static void TileRows<TN>(
+        int rows, nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, float* c, nint ldc, bool accumulate, float* x, float* w, nint line,
+        nint lineStep)
         where TN : struct, IConstant
     {
         switch (rows)
         {
-            case 6: Tile<N6, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
-            case 5: Tile<N5, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
-            case 4: Tile<N4, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
-            case 3: Tile<N3, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
-            case 2: Tile<N2, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
-            default: Tile<N1, TN>(k, a, lda, b, ldb, c, ldc, accumulate); break;
+            case 6: Tile<N6, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
+            case 5: Tile<N5, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
+            case 4: Tile<N4, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
+            case 3: Tile<N3, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
+            case 2: Tile<N2, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
+            default: Tile<N1, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
         }
     }
 
     // One body for every width, row count and column count: what the constants exclude is never compiled.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Tile<TM, TN>(nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate)
+    private static void Tile<TM, TN>(
+        nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, float* c, nint ldc, bool accumulate, float* x, float* w, nint line,
+        nint lineStep)
         where TM : struct, IConstant
         where TN : struct, IConstant
     {
@@ -245,138 +284,270 @@ internal static unsafe class MicroKernel<TV>
             }
         }
 
-        float* a1 = a + lda;
-        float* a2 = a1 + lda;
-        float* a3 = a2 + lda;
-        float* a4 = a3 + lda;
-        float* a5 = a4 + lda;
-        for (nint i = 0; i < k; i++)
+        // Two pointers and two distances reach six rows: more of either would not fit the registers.
+        float* a3 = a + (3 * aRow);
+        nint twoRows = 2 * aRow;
+        for (nint i = k; i > 0; i--)
         {
             TV b0 = TV.Load(b);
             TV b1 = TN.Value > 1 ? TV.Load(b + TV.Count) : default;
             TV b2 = TN.Value > 2 ? TV.Load(b + (2 * TV.Count)) : default;
             TV b3 = TN.Value > 3 ? TV.Load(b + (3 * TV.Count)) : default;
             b += ldb;
-            TV x0 = TV.Broadcast(a[i]);
-            c00 = TV.MultiplyAdd(x0, b0, c00);
+            TV f0 = TV.Broadcast(*a);
+            c00 = TV.MultiplyAdd(f0, b0, c00);
 
             if (TN.Value > 1)
             {
-                c01 = TV.MultiplyAdd(x0, b1, c01);
+                c01 = TV.MultiplyAdd(f0, b1, c01);
             }
 
             if (TN.Value > 2)
             {
-                c02 = TV.MultiplyAdd(x0, b2, c02);
+                c02 = TV.MultiplyAdd(f0, b2, c02);
             }
 
             if (TN.Value > 3)
             {
-                c03 = TV.MultiplyAdd(x0, b3, c03);
+                c03 = TV.MultiplyAdd(f0, b3, c03);
             }
 
             if (TM.Value > 1)
             {
-                TV x1 = TV.Broadcast(a1[i]);
-                c10 = TV.MultiplyAdd(x1, b0, c10);
+                TV f1 = TV.Broadcast(a[aRow]);
+                c10 = TV.MultiplyAdd(f1, b0, c10);
 
                 if (TN.Value > 1)
                 {
-                    c11 = TV.MultiplyAdd(x1, b1, c11);
+                    c11 = TV.MultiplyAdd(f1, b1, c11);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c12 = TV.MultiplyAdd(x1, b2, c12);
+                    c12 = TV.MultiplyAdd(f1, b2, c12);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c13 = TV.MultiplyAdd(x1, b3, c13);
+                    c13 = TV.MultiplyAdd(f1, b3, c13);
                 }
             }
 
             if (TM.Value > 2)
             {
-                TV x2 = TV.Broadcast(a2[i]);
-                c20 = TV.MultiplyAdd(x2, b0, c20);
+                TV f2 = TV.Broadcast(a[twoRows]);
+                c20 = TV.MultiplyAdd(f2, b0, c20);
 
                 if (TN.Value > 1)
                 {
-                    c21 = TV.MultiplyAdd(x2, b1, c21);
+                    c21 = TV.MultiplyAdd(f2, b1, c21);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c22 = TV.MultiplyAdd(x2, b2, c22);
+                    c22 = TV.MultiplyAdd(f2, b2, c22);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c23 = TV.MultiplyAdd(x2, b3, c23);
+                    c23 = TV.MultiplyAdd(f2, b3, c23);
                 }
             }
 
             if (TM.Value > 3)
             {
-                TV x3 = TV.Broadcast(a3[i]);
-                c30 = TV.MultiplyAdd(x3, b0, c30);
+                TV f3 = TV.Broadcast(*a3);
+                c30 = TV.MultiplyAdd(f3, b0, c30);
 
                 if (TN.Value > 1)
                 {
-                    c31 = TV.MultiplyAdd(x3, b1, c31);
+                    c31 = TV.MultiplyAdd(f3, b1, c31);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c32 = TV.MultiplyAdd(x3, b2, c32);
+                    c32 = TV.MultiplyAdd(f3, b2, c32);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c33 = TV.MultiplyAdd(x3, b3, c33);
+                    c33 = TV.MultiplyAdd(f3, b3, c33);
                 }
             }
 
             if (TM.Value > 4)
             {
-                TV x4 = TV.Broadcast(a4[i]);
-                c40 = TV.MultiplyAdd(x4, b0, c40);
+                TV f4 = TV.Broadcast(a3[aRow]);
+                c40 = TV.MultiplyAdd(f4, b0, c40);
 
                 if (TN.Value > 1)
                 {
-                    c41 = TV.MultiplyAdd(x4, b1, c41);
+                    c41 = TV.MultiplyAdd(f4, b1, c41);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c42 = TV.MultiplyAdd(x4, b2, c42);
+                    c42 = TV.MultiplyAdd(f4, b2, c42);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c43 = TV.MultiplyAdd(x4, b3, c43);
+                    c43 = TV.MultiplyAdd(f4, b3, c43);
                 }
             }
 
             if (TM.Value > 5)
             {
-                TV x5 = TV.Broadcast(a5[i]);
-                c50 = TV.MultiplyAdd(x5, b0, c50);
+                TV f5 = TV.Broadcast(a3[twoRows]);
+                c50 = TV.MultiplyAdd(f5, b0, c50);
 
                 if (TN.Value > 1)
                 {
-                    c51 = TV.MultiplyAdd(x5, b1, c51);
+                    c51 = TV.MultiplyAdd(f5, b1, c51);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c52 = TV.MultiplyAdd(x5, b2, c52);
+                    c52 = TV.MultiplyAdd(f5, b2, c52);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c53 = TV.MultiplyAdd(x5, b3, c53);
+                    c53 = TV.MultiplyAdd(f5, b3, c53);
+                }
+            }
+
+            a += aStep;
+            a3 += aStep;
+            if (Sse.IsSupported)
+            {
+                Sse.Prefetch0((void*)line);
+                line += lineStep;
+            }
+        }
+
+        if (x is not null)
+        {
+            TV w0 = TV.Broadcast(w is null ? 1 : w[0]);
+            c00 = TV.MultiplyAdd(w0, c00, TV.Load(x));
+
+            if (TN.Value > 1)
+            {
+                c01 = TV.MultiplyAdd(w0, c01, TV.Load(x + TV.Count));
+            }
+
+            if (TN.Value > 2)
+            {
+                c02 = TV.MultiplyAdd(w0, c02, TV.Load(x + (2 * TV.Count)));
+            }
+
+            if (TN.Value > 3)
+            {
+                c03 = TV.MultiplyAdd(w0, c03, TV.Load(x + (3 * TV.Count)));
+            }
+
+            if (TM.Value > 1)
+            {
+                TV w1 = TV.Broadcast(w is null ? 1 : w[1]);
+                c10 = TV.MultiplyAdd(w1, c10, TV.Load(x + ldc));
+
+                if (TN.Value > 1)
+                {
+                    c11 = TV.MultiplyAdd(w1, c11, TV.Load(x + ldc + TV.Count));
+                }
+
+                if (TN.Value > 2)
+                {
+                    c12 = TV.MultiplyAdd(w1, c12, TV.Load(x + ldc + (2 * TV.Count)));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c13 = TV.MultiplyAdd(w1, c13, TV.Load(x + ldc + (3 * TV.Count)));
+                }
+            }
+
+            if (TM.Value > 2)
+            {
+                TV w2 = TV.Broadcast(w is null ? 1 : w[2]);
+                c20 = TV.MultiplyAdd(w2, c20, TV.Load(x + (2 * ldc)));
+
+                if (TN.Value > 1)
+                {
+                    c21 = TV.MultiplyAdd(w2, c21, TV.Load(x + (2 * ldc) + TV.Count));
+                }
+
+                if (TN.Value > 2)
+                {
+                    c22 = TV.MultiplyAdd(w2, c22, TV.Load(x + (2 * ldc) + (2 * TV.Count)));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c23 = TV.MultiplyAdd(w2, c23, TV.Load(x + (2 * ldc) + (3 * TV.Count)));
+                }
+            }
+
+            if (TM.Value > 3)
+            {
+                TV w3 = TV.Broadcast(w is null ? 1 : w[3]);
+                c30 = TV.MultiplyAdd(w3, c30, TV.Load(x + (3 * ldc)));
+
+                if (TN.Value > 1)
+                {
+                    c31 = TV.MultiplyAdd(w3, c31, TV.Load(x + (3 * ldc) + TV.Count));
+                }
+
+                if (TN.Value > 2)
+                {
+                    c32 = TV.MultiplyAdd(w3, c32, TV.Load(x + (3 * ldc) + (2 * TV.Count)));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c33 = TV.MultiplyAdd(w3, c33, TV.Load(x + (3 * ldc) + (3 * TV.Count)));
+                }
+            }
+
+            if (TM.Value > 4)
+            {
+                TV w4 = TV.Broadcast(w is null ? 1 : w[4]);
+                c40 = TV.MultiplyAdd(w4, c40, TV.Load(x + (4 * ldc)));
+
+                if (TN.Value > 1)
+                {
+                    c41 = TV.MultiplyAdd(w4, c41, TV.Load(x + (4 * ldc) + TV.Count));
+                }
+
+                if (TN.Value > 2)
+                {
+                    c42 = TV.MultiplyAdd(w4, c42, TV.Load(x + (4 * ldc) + (2 * TV.Count)));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c43 = TV.MultiplyAdd(w4, c43, TV.Load(x + (4 * ldc) + (3 * TV.Count)));
+                }
+            }
+
+            if (TM.Value > 5)
+            {
+                TV w5 = TV.Broadcast(w is null ? 1 : w[5]);
+                c50 = TV.MultiplyAdd(w5, c50, TV.Load(x + (5 * ldc)));
+
+                if (TN.Value > 1)
+                {
+                    c51 = TV.MultiplyAdd(w5, c51, TV.Load(x + (5 * ldc) + TV.Count));
+                }
+
+                if (TN.Value > 2)
+                {
+                    c52 = TV.MultiplyAdd(w5, c52, TV.Load(x + (5 * ldc) + (2 * TV.Count)));
+                }
+
+                if (TN.Value > 3)
+                {
+                    c53 = TV.MultiplyAdd(w5, c53, TV.Load(x + (5 * ldc) + (3 * TV.Count)));
                 }
             }
         }

@@ -99,16 +99,9 @@ internal sealed unsafe class PackedForm<TV>
     public static int RoundUp(int length) => (length + TV.Count - 1) / TV.Count * TV.Count;
 
     /// <summary><c>Y[n, RoundUp(rows)] = X Mᵀ</c> for a matrix in panels.</summary>
-    public static void MultiplyPanels(int n, int rows, int inner, float* x, nint xStride, float* panels, float* y, nint yStride)
-    {
-        int width = MicroKernel<TV>.Columns;
-        int padded = RoundUp(rows);
-        for (int column = 0; column < padded; column += width)
-        {
-            MicroKernel<TV>.Multiply(
-                n, Math.Min(width, padded - column), inner, x, xStride, panels + ((nint)column * inner), width, y + column, yStride, false);
-        }
-    }
+    public static void MultiplyPanels(
+        int n, int rows, int inner, float* x, nint xStride, float* panels, float* y, nint yStride, LinesAhead* ahead = null) =>
+        MicroKernel<TV>.MultiplyPanels(n, RoundUp(rows), inner, x, xStride, panels, y, yStride, ahead);
 
     private static float[] Transposed(float[] matrix, int columns)
     {

@@ -34,57 +34,66 @@ internal static unsafe class SimdBlas<TV>
 
             for (int i = row + 1; i < row + height; i++)
             {
-                AddRows(seen[i] - seenByAll, p + (i * pStride) + seenByAll, v + (seenByAll * vStride), vStride, n, o + (i * oStride));
+                AddRows(seen[i] - seenByAll, p + (i * pStride) + seenByAll, 1, v + (seenByAll * vStride), vStride, n, o + (i * oStride));
             }
         }
     }
 
     /// <summary>
-    /// Adds <c>P V</c> to O, or to zero, where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read.
+    /// Adds <c>P V</c> to O, or to zero, where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read. P is laid
+    /// out by columns when it is transposed.
     /// </summary>
     public static void AddSuffixProduct(
-        int rows, int inner, int* first, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride, bool accumulate = true)
+        int rows, int inner, int* first, float* p, nint pStride, bool isTransposed, float* v, nint vStride, int n, float* o, nint oStride, bool accumulate = true)
     {
+        nint pRow = isTransposed ? 1 : pStride;
+        nint pStep = isTransposed ? pStride : 1;
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
         {
             int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
             int countedByAll = first[row + height - 1];
             for (int i = row; i < row + height; i++)
             {
-                if (!accumulate)
-                {
-                    new Span<float>(o + (i * oStride), n).Clear();
-                }
-
-                AddRows(countedByAll - first[i], p + (i * pStride) + first[i], v + (first[i] * vStride), vStride, n, o + (i * oStride));
+                AddRows(
+                    countedByAll - first[i], p + (i * pRow) + (first[i] * pStep), pStep, v + (first[i] * vStride), vStride, n, o + (i * oStride), accumulate);
             }
 
-            MicroKernel<TV>.Multiply(
-                height, n, inner - countedByAll, p + (row * pStride) + countedByAll, pStride, v + (countedByAll * vStride), vStride, o + (row * oStride),
-                oStride, true);
+            float* left = p + (row * pRow) + (countedByAll * pStep);
+            float* right = v + (countedByAll * vStride);
+            float* target = o + (row * oStride);
+            if (isTransposed)
+            {
+                MicroKernel<TV>.MultiplyTransposed(height, n, inner - countedByAll, left, pStride, right, vStride, target, oStride, true);
+            }
+            else
+            {
+                MicroKernel<TV>.Multiply(height, n, inner - countedByAll, left, pStride, right, vStride, target, oStride, true);
+            }
         }
     }
 
-    /// <summary><c>o += Σ p_j v_j</c> over a few rows v of whole vectors, in their order.</summary>
+    /// <summary><c>o (+)= Σ p_j v_j</c> over a few rows v of whole vectors, in their order.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static void AddRows(int count, float* p, float* v, nint vStride, int n, float* o)
+    private static void AddRows(int count, float* p, nint pStep, float* v, nint vStride, int n, float* o, bool accumulate = true)
     {
         int i = 0;
         for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
         {
             float* x = v + i;
-            TV o0 = TV.Load(o + i);
-            TV o1 = TV.Load(o + i + TV.Count);
-            TV o2 = TV.Load(o + i + (2 * TV.Count));
-            TV o3 = TV.Load(o + i + (3 * TV.Count));
+            float* f = p;
+            TV o0 = accumulate ? TV.Load(o + i) : default;
+            TV o1 = accumulate ? TV.Load(o + i + TV.Count) : default;
+            TV o2 = accumulate ? TV.Load(o + i + (2 * TV.Count)) : default;
+            TV o3 = accumulate ? TV.Load(o + i + (3 * TV.Count)) : default;
             for (int j = 0; j < count; j++)
             {
-                TV factor = TV.Broadcast(p[j]);
+                TV factor = TV.Broadcast(*f);
                 o0 = TV.MultiplyAdd(factor, TV.Load(x), o0);
                 o1 = TV.MultiplyAdd(factor, TV.Load(x + TV.Count), o1);
                 o2 = TV.MultiplyAdd(factor, TV.Load(x + (2 * TV.Count)), o2);
                 o3 = TV.MultiplyAdd(factor, TV.Load(x + (3 * TV.Count)), o3);
                 x += vStride;
+                f += pStep;
             }
 
             TV.Store(o0, o + i);
@@ -95,10 +104,10 @@ internal static unsafe class SimdBlas<TV>
 
         for (; i < n; i += TV.Count)
         {
-            TV sum = TV.Load(o + i);
+            TV sum = accumulate ? TV.Load(o + i) : default;
             for (int j = 0; j < count; j++)
             {
-                sum = TV.MultiplyAdd(TV.Broadcast(p[j]), TV.Load(v + (j * vStride) + i), sum);
+                sum = TV.MultiplyAdd(TV.Broadcast(p[j * pStep]), TV.Load(v + (j * vStride) + i), sum);
             }
 
             TV.Store(sum, o + i);
@@ -116,14 +125,14 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
-    /// <summary><c>x *= a</c> over whole vectors.</summary>
+    /// <summary><c>y = a x</c> over whole vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void Scale(int n, float a, float* x)
+    public static void Scale(int n, float a, float* x, float* y)
     {
         TV factor = TV.Broadcast(a);
         for (int i = 0; i < n; i += TV.Count)
         {
-            TV.Store(TV.Multiply(factor, TV.Load(x + i)), x + i);
+            TV.Store(TV.Multiply(factor, TV.Load(x + i)), y + i);
         }
     }
 

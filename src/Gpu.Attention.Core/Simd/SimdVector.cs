@@ -35,6 +35,9 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary>The larger of each lane by one instruction; which operand wins beside a NaN is the machine's choice.</summary>
     static abstract TSelf Max(TSelf left, TSelf right);
 
+    /// <summary>The smaller of each lane of a bound, which is a number, and of a value; NaN where the value is.</summary>
+    static abstract TSelf Min(TSelf bound, TSelf value);
+
     /// <summary>The larger of each lane; NaN beside a NaN.</summary>
     static abstract TSelf MaxOrNaN(TSelf left, TSelf right);
 
@@ -50,7 +53,7 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary>The nearest whole number, ties to even.</summary>
     static abstract TSelf Round(TSelf value);
 
-    /// <summary><c>value · 2^exponent</c> for whole exponents from −126 to 127.</summary>
+    /// <summary><c>value · 2^exponent</c> for whole exponents from −126 to 127, and with 128 at most +∞ for a value of 0.7 and more.</summary>
     static abstract TSelf ScaleByPowerOfTwo(TSelf value, TSelf exponent);
 
     /// <summary>The lanes' sum, in an order that depends on the width only.</summary>
@@ -94,6 +97,9 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
     public static V512 Max(V512 left, V512 right) => new(Vector512.MaxNative(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V512 Min(V512 bound, V512 value) => new(Vector512.MinNative(bound._value, value._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 MaxOrNaN(V512 left, V512 right) => new(Vector512.Max(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -115,7 +121,7 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
     public static V512 ScaleByPowerOfTwo(V512 value, V512 exponent) => new(Avx512F.Scale(value._value, exponent._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float Sum(V512 value) => Vector512.Sum(value._value);
+    public static float Sum(V512 value) => V256.Sum(new V256(value._value.GetLower() + value._value.GetUpper()));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float MaxAcross(V512 value) =>
@@ -156,6 +162,9 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
     public static V256 Max(V256 left, V256 right) => new(Vector256.MaxNative(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V256 Min(V256 bound, V256 value) => new(Vector256.MinNative(bound._value, value._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 MaxOrNaN(V256 left, V256 right) => new(Vector256.Max(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -178,7 +187,7 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
         new(value._value * ((Vector256.ConvertToInt32Native(exponent._value) + Vector256.Create(127)) << 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float Sum(V256 value) => Vector256.Sum(value._value);
+    public static float Sum(V256 value) => V128.Sum(new V128(value._value.GetLower() + value._value.GetUpper()));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float MaxAcross(V256 value) =>
@@ -217,6 +226,9 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 Max(V128 left, V128 right) => new(Vector128.MaxNative(left._value, right._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V128 Min(V128 bound, V128 value) => new(Vector128.MinNative(bound._value, value._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 MaxOrNaN(V128 left, V128 right) => new(Vector128.Max(left._value, right._value));
@@ -280,6 +292,9 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 Max(V32 left, V32 right) => left._value > right._value ? left : right;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static V32 Min(V32 bound, V32 value) => bound._value < value._value ? bound : value;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 MaxOrNaN(V32 left, V32 right) => new(MathF.Max(left._value, right._value));

@@ -193,7 +193,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
 
             // Where nothing but −∞ was seen, any finite shift gives the weight 0.
             _maximum[at + row] = float.IsNegativeInfinity(_maximum[at + row]) ? 0 : _maximum[at + row];
-            SimdBlas<TV>.Scale(_keyStride, _problem.Scale * _inverse[at + row], room.QueryGradient + ((nint)row * _keyStride));
+            SimdBlas<TV>.Scale(_keyStride, _problem.Scale * _inverse[at + row], room.QueryGradient + ((nint)row * _keyStride), room.QueryGradient + ((nint)row * _keyStride));
         }
 
         if (_wantsQueries)
@@ -267,7 +267,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             float factor = MathF.Exp(_maximum[row] - top);
             _maximum[row] = top;
             _inverse[row] *= factor;
-            SimdBlas<TV>.Scale(_keyStride, factor, gradient);
+            SimdBlas<TV>.Scale(_keyStride, factor, gradient, gradient);
         }
 
         TV shift = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
@@ -326,7 +326,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
 
         if (_wantsKeys)
         {
-            SimdBlas<TV>.Scale(n * _keyStride, _problem.Scale, room.KeyGradient);
+            SimdBlas<TV>.Scale(n * _keyStride, _problem.Scale, room.KeyGradient, room.KeyGradient);
             StoredRows.Write(_gradients.KeyGradient, batch, keyHead, tokens, shape.KeyDimension, room.KeyGradient, _keyStride);
         }
     }
@@ -376,12 +376,12 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         if (_wantsValues)
         {
             SimdBlas<TV>.AddSuffixProduct(
-                n, rows, first, room.Weights, Tile, room.Gradients, _valueStride, _valueStride, room.ValueGradient, _valueStride);
+                n, rows, first, room.Weights, Tile, false, room.Gradients, _valueStride, _valueStride, room.ValueGradient, _valueStride);
         }
 
         if (_wantsKeys)
         {
-            SimdBlas<TV>.AddSuffixProduct(n, rows, first, room.Products, Tile, room.Queries, _keyStride, _keyStride, room.KeyGradient, _keyStride);
+            SimdBlas<TV>.AddSuffixProduct(n, rows, first, room.Products, Tile, false, room.Queries, _keyStride, _keyStride, room.KeyGradient, _keyStride);
         }
     }
 

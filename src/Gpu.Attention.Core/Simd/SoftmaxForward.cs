@@ -185,7 +185,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             float factor = MathF.Exp(*maximum - top);
             *maximum = top;
             *sum *= factor;
-            SimdBlas<TV>.Scale(_valueStride, factor, output);
+            SimdBlas<TV>.Scale(_valueStride, factor, output, output);
         }
 
         // Nothing but −∞ seen yet: any finite shift gives the weight 0.

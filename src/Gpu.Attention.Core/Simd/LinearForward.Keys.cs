@@ -5,19 +5,18 @@ using State = Gpu.Attention.LinearLayout.State;
 namespace Gpu.Attention;
 
 // Keys: their features, their sums, and the state that the sums are added to.
-internal abstract unsafe partial class LinearPass<TV>
+internal unsafe partial class LinearForward<TV>
 {
     /// <summary>Turns a chunk's keys and values into features and their sums K̂ᵀ[V 1].</summary>
     private protected void Reduce(long chain, int chunk, Keys keys, Scratch scratch)
     {
-        int n = KeyTokens(Place(chain), chunk).Count;
         if (ReadKeys(chain, chunk, keys, scratch))
         {
             SumKeys(chain, KeyTokens(Place(chain), chunk), keys);
         }
         else
         {
-            ReduceInSegments(chain, chunk, n, keys, scratch);
+            ReduceInSegments(chain, chunk, keys, scratch);
         }
     }
 
@@ -35,7 +34,7 @@ internal abstract unsafe partial class LinearPass<TV>
     {
         int place = Place(chain);
         *keys.Irregular = 0;
-        new Span<float>(keys.DeltaZ + _layout.Features, _layout.FeatureStride - _layout.Features).Clear();
+        new Span<float>(keys.DeltaZ + _layout.Features, _layout.FeatureWidth - _layout.Features).Clear();
         StoredRows.Copy(
             _buffers.Value, BatchRow(place), KeyHead(chain), KeyTokens(place, chunk), _problem.Shape.ValueDimension, keys.Values, _layout.ValueStride);
     }
@@ -56,23 +55,86 @@ internal abstract unsafe partial class LinearPass<TV>
         }
     }
 
-    /// <summary>K̂ᵀV, while keys and values of this thread's next chunk are on their way.</summary>
-    private protected void SumKeys(long chain, TokenList tokens, Keys keys)
+    /// <summary>
+    /// True where rows of the next chunk's queries are asked for while this one's keys are summed, since those of its keys were while these were projected. Else while
+    /// queries read the state, which with many features are more steps than rows.
+    /// </summary>
+    private bool AsksWithKeys => _layout.ByChain && _problem.Causal && _problem.Shape.HeadGroup == 1 && _key.Rows is not null;
+
+    /// <summary>K̂ᵀV.</summary>
+    private void SumKeys(long chain, TokenList tokens, Keys keys)
     {
-        AttentionShape shape = _problem.Shape;
-        int n = tokens.Count;
-        int next = tokens[n - 1] + 1 + ((_chunksApart - 1) * Chunk);
-        int batch = BatchRow(Place(chain));
-        int head = KeyHead(chain);
-        var ahead = new RowsAhead(
-            new(_buffers.Key, batch, next, head, shape.KeyDimension), new(_buffers.Value, batch, next, head, shape.ValueDimension),
-            Math.Min(Chunk, shape.KeyLength - next));
+        LinesAhead ahead = Ahead(chain, tokens);
         MicroKernel<TV>.Multiply(
-            _layout.Features, _layout.ValueStride, n, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, keys.Delta, _layout.ValueStride, false,
+            _layout.Features, _layout.ValueStride, tokens.Count, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, keys.Delta, _layout.ValueStride, false,
             &ahead);
     }
 
-    /// <summary>W x' of every key, as columns, and each key's row term.</summary>
+    /// <summary>Adds a chunk's keys to a state that was raised for them: <see cref="SumKeys"/> and <see cref="Absorb"/> at once, to the bit.</summary>
+    private protected void AddKeys(long chain, TokenList tokens, Keys keys, State state)
+    {
+        LinesAhead ahead = Ahead(chain, tokens);
+        bool isLogarithmic = _mode == FeatureMode.Logarithmic;
+        MicroKernel<TV>.AddProduct(
+            _layout.Features, _layout.ValueStride, tokens.Count, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, state.Sums, _layout.ValueStride,
+            state.Sums, isLogarithmic ? keys.Beta : null, &ahead);
+        int i = 0;
+        for (; i <= _layout.Features - TV.Count; i += TV.Count)
+        {
+            TV factor = isLogarithmic ? TV.Load(keys.Beta + i) : TV.Broadcast(1);
+            TV.Store(TV.Add(TV.Multiply(factor, TV.Load(keys.DeltaZ + i)), TV.Load(state.Normalizers + i)), state.Normalizers + i);
+        }
+
+        // What pads the features has no scale.
+        for (; i < _layout.Features; i++)
+        {
+            state.Normalizers[i] += (isLogarithmic ? keys.Beta[i] : 1) * keys.DeltaZ[i];
+        }
+
+        for (int feature = 0; isLogarithmic && _problem.WantsFinalState && feature < _layout.Features; feature++)
+        {
+            state.Maximum[feature] = MathF.Max(state.Maximum[feature], keys.Maximum[feature]);
+        }
+    }
+
+    /// <summary>Rows of this thread's next chunk.</summary>
+    private LinesAhead Ahead(long chain, TokenList tokens)
+    {
+        AttentionShape shape = _problem.Shape;
+        int next = Following(tokens);
+        int batch = BatchRow(Place(chain));
+        int head = KeyHead(chain);
+        LinesAhead ahead = default;
+        if (AsksWithKeys && next < shape.QueryLength)
+        {
+            ahead.AddRows(_buffers.Query, batch, next, head, shape.KeyDimension);
+            ahead.AddRows(_buffers.Output, batch, next, head, shape.ValueDimension);
+        }
+
+        if (_key.Rows is null)
+        {
+            AskForKeys(ref ahead, chain, next);
+        }
+
+        return ahead;
+    }
+
+    /// <summary>The first token of this thread's next chunk, most likely.</summary>
+    private int Following(TokenList tokens) => tokens[tokens.Count - 1] + 1 + ((_chunksApart - 1) * Chunk);
+
+    private void AskForKeys(ref LinesAhead ahead, long chain, int token)
+    {
+        AttentionShape shape = _problem.Shape;
+        if (token < shape.KeyLength)
+        {
+            int batch = BatchRow(Place(chain));
+            int head = KeyHead(chain);
+            ahead.AddRows(_buffers.Key, batch, token, head, shape.KeyDimension);
+            ahead.AddRows(_buffers.Value, batch, token, head, shape.ValueDimension);
+        }
+    }
+
+    /// <summary>W x' of every key, as columns, and each key's row term, while keys and values of this thread's next chunk are on their way.</summary>
     private protected void LinearKeyFeatures(long chain, TokenList tokens, float* target, Scratch scratch)
     {
         int n = tokens.Count;
@@ -86,7 +148,10 @@ internal abstract unsafe partial class LinearPass<TV>
         else
         {
             SimdBlas<TV>.Transpose(n, d, mapped, mappedStride, scratch.InputTransposed, Chunk);
-            MicroKernel<TV>.Multiply(_layout.Features, PackedForm<TV>.RoundUp(n), d, _key.Rows, d, scratch.InputTransposed, Chunk, target, Chunk, false);
+            LinesAhead ahead = default;
+            AskForKeys(ref ahead, chain, Following(tokens));
+            MicroKernel<TV>.Multiply(
+                _layout.Features, PackedForm<TV>.RoundUp(n), d, _key.Rows, d, scratch.InputTransposed, Chunk, target, Chunk, false, &ahead);
         }
 
         RowTerms(_key, n, x, stride, mapped, mappedStride, scratch.RowTerm);
@@ -169,19 +234,6 @@ internal abstract unsafe partial class LinearPass<TV>
         return isRegular;
     }
 
-    private static bool IsAnyAbove(float limit, int n, float* x)
-    {
-        for (int i = 0; i < n; i++)
-        {
-            if (x[i] > limit)
-            {
-                return true;
-            }
-        }
-
-        return false;
-    }
-
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>
     private void ExponentiateStabilizedKeys(int n, float stabilizer, Keys keys, Scratch scratch)
     {
@@ -201,8 +253,9 @@ internal abstract unsafe partial class LinearPass<TV>
     // ---- chunks whose log features rise too far above their first key's ----
 
     // Such a chunk is cut where a key rises too far, so that where it is cut depends on earlier keys only; the segments' sums are merged.
-    private void ReduceInSegments(long chain, int chunk, int n, Keys keys, Scratch scratch)
+    private void ReduceInSegments(long chain, int chunk, Keys keys, Scratch scratch)
     {
+        int n = KeyTokens(Place(chain), chunk).Count;
         *keys.Irregular = 1;
         LogKeyFeatures(chain, chunk, scratch);
         State local = scratch.SegmentState;
@@ -217,8 +270,8 @@ internal abstract unsafe partial class LinearPass<TV>
         }
 
         Copy(local.Sums, keys.Delta, (long)_layout.Features * _layout.ValueStride);
-        Copy(local.Normalizers, keys.DeltaZ, _layout.FeatureStride);
-        Copy(local.LogScale, keys.Reference, _layout.FeatureStride);
+        Copy(local.Normalizers, keys.DeltaZ, _layout.FeatureWidth);
+        Copy(local.LogScale, keys.Reference, _layout.FeatureWidth);
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             keys.First[feature] = scratch.LogFeatures[(nint)feature * Chunk] + _key.Offset[feature];
@@ -293,7 +346,7 @@ internal abstract unsafe partial class LinearPass<TV>
             return;
         }
 
-        for (int i = 0; i < _layout.FeatureStride; i += TV.Count)
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
             TV before = TV.Load(state.LogScale + i);
             TV first = TV.Load(keys.First + i);
@@ -313,7 +366,8 @@ internal abstract unsafe partial class LinearPass<TV>
             float factor = scratch.Factors[feature];
             if (factor != 1)
             {
-                SimdBlas<TV>.Scale(_layout.ValueStride, factor, state.Sums + ((nint)feature * _layout.ValueStride));
+                float* sums = state.Sums + ((nint)feature * _layout.ValueStride);
+                SimdBlas<TV>.Scale(_layout.ValueStride, factor, sums, sums);
                 state.Normalizers[feature] *= factor;
             }
 
@@ -372,28 +426,27 @@ internal abstract unsafe partial class LinearPass<TV>
         }
     }
 
-    private protected void ScaleKeys(Keys keys)
+    /// <summary>Key features at the scale that they are read at: in a place of their own, or where they are.</summary>
+    private protected void ScaleKeys(Keys keys, float* target)
     {
-        if (_mode != FeatureMode.Logarithmic)
-        {
-            return;
-        }
-
         for (int feature = 0; feature < _layout.Features; feature++)
         {
-            if (keys.Beta[feature] != 1)
+            float* source = keys.Transposed + ((nint)feature * Chunk);
+            if (keys.Beta[feature] != 1 || source != target)
             {
-                SimdBlas<TV>.Scale(Chunk, keys.Beta[feature], keys.Transposed + ((nint)feature * Chunk));
+                SimdBlas<TV>.Scale(Chunk, keys.Beta[feature], source, target);
             }
+
+            target += Chunk;
         }
     }
 
     private void Clear(State state)
     {
         new Span<float>(state.Sums, checked(_layout.Features * _layout.ValueStride)).Clear();
-        new Span<float>(state.Normalizers, _layout.FeatureStride).Clear();
-        new Span<float>(state.LogScale, _layout.FeatureStride).Fill(float.NegativeInfinity);
-        new Span<float>(state.Maximum, _layout.FeatureStride).Fill(float.NegativeInfinity);
+        new Span<float>(state.Normalizers, _layout.FeatureWidth).Clear();
+        new Span<float>(state.LogScale, _layout.FeatureWidth).Fill(float.NegativeInfinity);
+        new Span<float>(state.Maximum, _layout.FeatureWidth).Fill(float.NegativeInfinity);
     }
 
     private protected void Import(long chain, State state)

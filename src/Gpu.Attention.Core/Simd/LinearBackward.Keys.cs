@@ -1,0 +1,385 @@
+using System.Runtime.InteropServices;
+using Keys = Gpu.Attention.LinearBackwardLayout.Keys;
+using Room = Gpu.Attention.LinearBackwardLayout.Room;
+using State = Gpu.Attention.LinearBackwardLayout.State;
+
+namespace Gpu.Attention;
+
+// Keys forward: their features, a row for each key, and the states before them, transposed as the products that go back take them.
+internal sealed unsafe partial class LinearBackward<TV>
+{
+    // ---- features ----
+
+    /// <summary>A chunk's values, its keys as far as the projection, and the log features that its scale comes from.</summary>
+    private void ProjectKeys(long chain, int chunk, Keys keys, in Room room)
+    {
+        int place = Place(chain);
+        int dv = _problem.Shape.ValueDimension;
+        TokenList tokens = KeyTokens(place, chunk);
+        int n = tokens.Count;
+        *keys.Irregular = 0;
+        StoredRows.Copy(_buffers.Value, BatchRow(place), KeyHead(chain), tokens, dv, keys.Values, room.GradientStride);
+        for (int row = 0; row < n; row++)
+        {
+            keys.Values[((nint)row * room.GradientStride) + dv] = 1;
+        }
+
+        float* x = StoredRows.Read(_buffers.Key, BatchRow(place), KeyHead(chain), tokens, _layout.InputDimension, room.Scratch.Rows, out nint stride);
+        LinesAhead ahead = default;
+        if (_layout.ByChain && _problem.Causal)
+        {
+            // Where the next chunk's features go.
+            ahead.AddStretch(room.KeysAt(chunk + 1).Rows, (long)Chunk * _layout.FeatureStride, Chunk);
+        }
+
+        ProjectRows(_key, n, x, stride, keys.Rows, keys.Terms, room.Scratch, &ahead);
+        if (_mode != FeatureMode.Logarithmic)
+        {
+            return;
+        }
+
+        // The scale of a causal chunk knows its first key only; where every query sees all keys it may be the largest.
+        LogFeatures(keys.Rows, keys.Terms[0], keys.First);
+        for (int row = 1; row < n && !_problem.Causal; row++)
+        {
+            TV term = TV.Broadcast(keys.Terms[row]);
+            float* logs = keys.Rows + ((nint)row * _layout.FeatureStride);
+            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+            {
+                TV log = TV.Add(TV.Add(TV.Load(logs + i), TV.Load(_key.Offset + i)), term);
+                TV.Store(TV.Max(TV.Load(keys.First + i), log), keys.First + i);
+            }
+        }
+    }
+
+    private void LogFeatures(float* projected, float rowTerm, float* logs)
+    {
+        TV term = TV.Broadcast(rowTerm);
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+        {
+            TV.Store(TV.Add(TV.Add(TV.Load(projected + i), TV.Load(_key.Offset + i)), term), logs + i);
+        }
+    }
+
+    /// <summary>Projected keys to features, at a scale where they are logarithms. False when they rise too far above it for float32.</summary>
+    private bool FinishKeyRows(int n, Keys keys, float* scale, in Room room)
+    {
+        (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            return ExponentiateRows(n, keys.Rows, keys.Terms, _key.Offset, scale, keys.Rows, room);
+        }
+
+        for (int row = 0; row < n; row++)
+        {
+            AddTerms(_key, keys.Terms[row], keys.Rows + ((nint)row * rs));
+        }
+
+        ActivateRows(_key.Form.Activation, n, _layout.Features, keys.Rows, rs);
+        for (int row = 0; width > _layout.Features && row < n; row++)
+        {
+            new Span<float>(keys.Rows + ((nint)row * rs) + _layout.Features, width - _layout.Features).Clear();
+        }
+
+        return true;
+    }
+
+    /// <summary><c>target = e^(logs + offset + term − scale)</c>; false when any is too large.</summary>
+    private bool ExponentiateRows(int n, float* logs, float* terms, float* offset, float* scale, float* target, in Room room)
+    {
+        (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
+        float* bias = room.Scratch.Bias;
+        for (int i = 0; i < width; i += TV.Count)
+        {
+            // Features that are switched off, or that pad a row, are −∞ less something finite.
+            TV.Store(TV.Subtract(TV.Load(offset + i), TV.Finite(TV.Load(scale + i))), bias + i);
+        }
+
+        bool isRegular = true;
+        for (int row = 0; row < n; row++)
+        {
+            float* x = target + ((nint)row * rs);
+            if (target != logs)
+            {
+                Copy(logs + ((nint)row * rs), x, width);
+            }
+
+            // No feature lies above what they all come to. A NaN must not hide how far another rises.
+            float total = TV.Sum(Exponentiate<Plain>(width, x, bias, TV.Broadcast(-terms[row]), null));
+            isRegular &= total <= MaxFeature || !IsAnyAbove(MaxFeature, _layout.Features, x);
+        }
+
+        return isRegular;
+    }
+
+    // ---- states ----
+
+    /// <summary>Adds a block of chunks to the state, and keeps what came of each with the state before it.</summary>
+    private void ReduceBlock(long chain, int block, in Room room)
+    {
+        int first = block * BlockChunks;
+        int end = Math.Min(KeyChunks(Place(chain)), first + BlockChunks);
+        for (int chunk = first; chunk < end; chunk++)
+        {
+            Keys keys = room.KeysAt(chunk);
+            if (chunk == first)
+            {
+                CopySums(room.State.Sums, keys.Sums);
+            }
+
+            ProjectKeys(chain, chunk, keys, room);
+            AddChunk(chain, chunk, keys, keys.Sums, chunk + 1 < end ? room.KeysAt(chunk + 1).Sums : room.State.Sums, room);
+        }
+    }
+
+    /// <summary>As <see cref="ReduceBlock"/>, with the chunks in all threads.</summary>
+    private void ReduceBlockByChunk(long chain, int block, int chunks, in Room room)
+    {
+        int first = block * BlockChunks;
+        int end = Math.Min(chunks, first + BlockChunks);
+        Do(Phase.Project, first, end - first);
+        PredictScales(first, end, room);
+        Do(Phase.Reduce, first, end - first);
+        for (int chunk = first; chunk < end; chunk++)
+        {
+            AddReduced(chain, chunk, room);
+        }
+    }
+
+    /// <summary>The scale of each chunk, if none before it is cut into segments.</summary>
+    private void PredictScales(int first, int end, in Room room)
+    {
+        float* before = room.State.LogScale;
+        for (int chunk = first; chunk < end && _mode == FeatureMode.Logarithmic; chunk++)
+        {
+            Keys keys = room.KeysAt(chunk);
+            Copy(before, keys.Before, _layout.FeatureWidth);
+            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+            {
+                TV.Store(TV.MaxOrNaN(TV.Load(before + i), TV.Load(keys.First + i)), keys.Scale + i);
+            }
+
+            before = keys.Scale;
+        }
+    }
+
+    /// <summary>[V 1]ᵀK̂ of a projected chunk at the scale that is thought to be its own.</summary>
+    private void ReduceProjected(long chain, int chunk, Keys keys, in Room room)
+    {
+        int n = KeyTokens(Place(chain), chunk).Count;
+        if (FinishKeyRows(n, keys, keys.Scale, room))
+        {
+            SumKeys(chain, chunk, keys, null, keys.Sums, room);
+        }
+        else
+        {
+            *keys.Irregular = 1;
+        }
+    }
+
+    /// <summary>Adds a reduced chunk to the state, and leaves the state before it in the chunk. What the chunk was reduced for must be so, else it is done again.</summary>
+    private void AddReduced(long chain, int chunk, in Room room)
+    {
+        Keys keys = room.KeysAt(chunk);
+        State state = room.State;
+        if (*keys.Irregular != 0 || (_mode == FeatureMode.Logarithmic && !IsSame(keys.Before, state.LogScale)))
+        {
+            CopySums(state.Sums, keys.Sums);
+            ProjectKeys(chain, chunk, keys, room);
+            AddChunk(chain, chunk, keys, keys.Sums, state.Sums, room);
+            return;
+        }
+
+        Raise(state.Sums, state.LogScale, keys.First, keys.Before, keys.Scale, room);
+        for (nint i = 0; i < SumFloats; i += TV.Count)
+        {
+            TV before = TV.Load(state.Sums + i);
+            TV.Store(TV.Add(TV.Load(keys.Sums + i), before), state.Sums + i);
+            TV.Store(before, keys.Sums + i);
+        }
+    }
+
+    private bool IsSame(float* x, float* y) => MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(x, _layout.FeatureWidth))
+        .SequenceEqual(MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(y, _layout.FeatureWidth)));
+
+    /// <summary>The state behind a projected chunk, of the state before it, which is raised to the scale that the chunk is read at.</summary>
+    private void AddChunk(long chain, int chunk, Keys keys, float* sums, float* target, in Room room)
+    {
+        int n = KeyTokens(Place(chain), chunk).Count;
+        State state = room.State;
+        Raise(sums, state.LogScale, keys.First, keys.Before, keys.Scale, room);
+        if (FinishKeyRows(n, keys, keys.Scale, room))
+        {
+            SumKeys(chain, chunk, keys, sums, target, room);
+            return;
+        }
+
+        // The segments of a chunk that is cut.
+        *keys.Irregular = 1;
+        LogRows(chain, chunk, n, keys, room);
+        if (target != sums)
+        {
+            CopySums(sums, target);
+        }
+
+        for (int start = 0, end; start < n; start = end)
+        {
+            end = SegmentEnd(start, n, room.LogRows);
+            AddSegment(start, end, keys, target, state.LogScale, room);
+        }
+    }
+
+    /// <summary>[V 1]ᵀK̂ of a chunk, added to something unless that is null, while keys and values of this thread's next chunk are on their way.</summary>
+    private void SumKeys(long chain, int chunk, Keys keys, float* addend, float* target, in Room room)
+    {
+        AttentionShape shape = _problem.Shape;
+        TokenList tokens = KeyTokens(Place(chain), chunk);
+        int n = tokens.Count;
+        LinesAhead ahead = default;
+        int next = tokens[n - 1] + 1 + ((_chunksApart - 1) * Chunk);
+        if (next < shape.KeyLength)
+        {
+            int batch = BatchRow(Place(chain));
+            int head = KeyHead(chain);
+            ahead.AddRows(_buffers.Key, batch, next, head, shape.KeyDimension);
+            ahead.AddRows(_buffers.Value, batch, next, head, shape.ValueDimension);
+        }
+
+        if (_layout.ByChain && _problem.Causal)
+        {
+            // Where the state behind the next chunk goes.
+            ahead.AddStretch(room.KeysAt(chunk + 2).Sums, SumFloats, Chunk);
+        }
+
+        int rs = _layout.FeatureStride;
+        MicroKernel<TV>.AddTransposedProduct(
+            shape.ValueDimension + 1, _layout.FeatureWidth, n, keys.Values, room.GradientStride, keys.Rows, rs, target, rs, addend, null, &ahead);
+    }
+
+    /// <summary>Brings a state to the larger of its scale and another, and says which it had.</summary>
+    private void Raise(float* sums, float* logScale, float* first, float* before, float* scale, in Room room)
+    {
+        if (_mode != FeatureMode.Logarithmic)
+        {
+            return;
+        }
+
+        int width = _layout.FeatureWidth;
+        Copy(logScale, before, width);
+        for (int i = 0; i < width; i += TV.Count)
+        {
+            TV own = TV.Load(before + i);
+            TV raised = TV.MaxOrNaN(own, TV.Load(first + i));
+            TV.Store(raised, scale + i);
+            TV.Store(raised, logScale + i);
+
+            // Of equals the difference is 0 even at −∞, where a feature is switched off.
+            float* difference = room.Scratch.Factors + i;
+            TV.Store(TV.Subtract(TV.Finite(own), TV.Finite(raised)), difference);
+            if (IsAnyNonzero(difference))
+            {
+                ScaleColumns(sums + i, SimdExp.Exp(TV.Load(difference)));
+            }
+        }
+    }
+
+    private static bool IsAnyNonzero(float* lanes)
+    {
+        bool isAny = false;
+        for (int lane = 0; lane < TV.Count; lane++)
+        {
+            isAny |= lanes[lane] != 0;
+        }
+
+        return isAny;
+    }
+
+    /// <summary>A vector of features of Ŝᵀ or R̂ᵀ, each times its factor.</summary>
+    private void ScaleColumns(float* sums, TV factors)
+    {
+        for (int row = 0; row <= _problem.Shape.ValueDimension; row++)
+        {
+            TV.Store(TV.Multiply(TV.Load(sums), factors), sums);
+            sums += _layout.FeatureStride;
+        }
+    }
+
+    // ---- chunks whose log features rise too far above their scale ----
+
+    private void LogRows(long chain, int chunk, int n, Keys keys, in Room room)
+    {
+        ProjectKeys(chain, chunk, keys, room);
+        *keys.Irregular = 1;
+        for (int row = 0; row < n; row++)
+        {
+            nint at = (nint)row * _layout.FeatureStride;
+            LogFeatures(keys.Rows + at, keys.Terms[row], room.LogRows + at);
+        }
+    }
+
+    private int SegmentEnd(int start, int n, float* logRows)
+    {
+        float* first = logRows + ((nint)start * _layout.FeatureStride);
+        for (int row = start + 1; row < n; row++)
+        {
+            float* logs = logRows + ((nint)row * _layout.FeatureStride);
+            for (int feature = 0; feature < _layout.Features; feature++)
+            {
+                if (logs[feature] - first[feature] > MaxLogRange)
+                {
+                    return row;
+                }
+            }
+        }
+
+        return n;
+    }
+
+    /// <summary>The features of a segment's keys at the scale that it is read at, and the state behind it of the one before it.</summary>
+    private void AddSegment(int start, int end, Keys keys, float* sums, float* logScale, in Room room)
+    {
+        int rs = _layout.FeatureStride;
+        RaiseForSegment(start, end, sums, logScale, room);
+        MicroKernel<TV>.AddTransposedProduct(
+            _problem.Shape.ValueDimension + 1, _layout.FeatureWidth, end - start, keys.Values + ((nint)start * room.GradientStride), room.GradientStride,
+            room.SegmentRows + ((nint)start * rs), rs, sums, rs, sums);
+    }
+
+    private void RaiseForSegment(int start, int end, float* sums, float* logScale, in Room room)
+    {
+        int rs = _layout.FeatureStride;
+        float* first = room.LogRows + ((nint)start * rs);
+        float* zeros = room.RowSums;
+        Raise(sums, logScale, first, room.Before, logScale, room);
+        new Span<float>(zeros, Chunk).Clear();
+        new Span<float>(room.QueryFeatureGradient, _layout.FeatureWidth).Clear();
+        ExponentiateRows(end - start, first, zeros, room.QueryFeatureGradient, logScale, room.SegmentRows + ((nint)start * rs), room);
+    }
+
+    // ---- from and to the caller ----
+
+    private void Import(long chain, State state)
+    {
+        new Span<float>(state.Sums, checked((int)SumFloats)).Clear();
+        new Span<float>(state.LogScale, _layout.FeatureWidth).Fill(float.NegativeInfinity);
+        StateBuffers initial = _buffers.InitialState;
+        if (initial.IsEmpty)
+        {
+            return;
+        }
+
+        nint row = StateRow(chain) * _layout.Features;
+        ImportSums(initial, row, state.Sums);
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            Copy(initial.LogScale.HostPointer + row, state.LogScale, _layout.Features);
+        }
+    }
+
+    private void ImportSums(StateBuffers state, nint row, float* target)
+    {
+        (int r, int rs, int dv) = (_layout.Features, _layout.FeatureStride, _problem.Shape.ValueDimension);
+        SimdBlas<TV>.Transpose(r, dv, state.Sums.HostPointer + (row * dv), dv, target, rs);
+        SimdBlas<TV>.CopyRows(1, r, state.Normalizers.HostPointer + row, r, target + ((nint)dv * rs), _layout.FeatureWidth);
+    }
+}
