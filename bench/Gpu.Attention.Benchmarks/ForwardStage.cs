@@ -12,10 +12,7 @@ internal enum ForwardStage
     /// <summary>Key features, and their sums.</summary>
     KeyFeatures,
 
-    /// <summary>K̂ᵀV.</summary>
-    Reduce,
-
-    /// <summary>The state is brought to the chunk's scale and takes its sums up.</summary>
+    /// <summary>The state is brought to the chunk's scale, and a copy of the key features.</summary>
     State,
 
     /// <summary>Queries are projected.</summary>
@@ -35,6 +32,9 @@ internal enum ForwardStage
 
     /// <summary>The quotient, written.</summary>
     Write,
+
+    /// <summary>K̂ᵀV, added to the state.</summary>
+    Reduce,
 
     Count,
 }

@@ -27,14 +27,14 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
             _last = Stopwatch.GetTimestamp();
             for (int chunk = 0; chunk < KeyChunks(Place(chain)); chunk++)
             {
-                RunChunk(chain, chunk, state, keys, scratch);
+                MeasureChunk(chain, chunk, state, keys, scratch);
             }
         }
 
         return [.. _ticks.Select(t => t / (double)Stopwatch.Frequency)];
     }
 
-    private void RunChunk(long chain, int chunk, State state, Keys keys, Scratch scratch)
+    private void MeasureChunk(long chain, int chunk, State state, Keys keys, Scratch scratch)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
         StartChunk(chain, chunk, keys);
@@ -43,10 +43,14 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         Stop(ForwardStage.ProjectKeys);
         FinishKeyFeatures(chain, n, keys, scratch);
         Stop(ForwardStage.KeyFeatures);
-        SumKeys(chain, KeyTokens(Place(chain), chunk), keys);
-        Stop(ForwardStage.Reduce);
         Raise(state, keys, scratch);
-        ScaleKeys(keys);
+        float* features = keys.Transposed;
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            features = scratch.LogFeatures;
+            ScaleKeys(keys, features);
+        }
+
         Stop(ForwardStage.State);
 
         int head = KeyHead(chain);
@@ -62,7 +66,7 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
             seen[row] = row + 1;
         }
 
-        Scores(n, seen, scratch, keys.Transposed);
+        Scores(n, seen, scratch, features);
         Stop(ForwardStage.Scores);
         int dvs = _layout.ValueStride;
         ReadSums(n, chunk * Chunk, head, Place(chain), scratch, state.Sums);
@@ -71,8 +75,8 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         Stop(ForwardStage.ReadChunk);
         WriteOutput(_buffers.Output.Row(Place(chain), chunk * Chunk, head), n, (nint)_buffers.Output.TokenStride, scratch);
         Stop(ForwardStage.Write);
-        Absorb(state, keys, keepPrefix: false);
-        Stop(ForwardStage.State);
+        AddKeys(chain, KeyTokens(Place(chain), chunk), keys, state);
+        Stop(ForwardStage.Reduce);
     }
 
     private void Stop(ForwardStage stage)

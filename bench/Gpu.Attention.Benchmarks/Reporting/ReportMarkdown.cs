@@ -14,7 +14,7 @@ internal static class ReportMarkdown
 
     /// <summary>What to think of a machine that was busy; null for one that was not.</summary>
     public static string? Warning(MachineLine machine) =>
-        machine.LoadAverage > BusyLoad || machine.OthersShare > BusyShare
+        (machine.OthersShare is { } share ? share > BusyShare : machine.LoadAverage > BusyLoad)
             ? "**The machine was busy with other work.** Take ratios of cases that were timed in turn, and times only as upper bounds."
             : null;
 
@@ -151,7 +151,7 @@ internal static class ReportMarkdown
 
     private static Document? Peak(ReportFile report) => !report.Times.Any(t => t.PeakShare is not null) ? null : new Document("Share of the peak")
         .Show(new Picture("Share of the cores' multiply-add peak against length", ReportCharts.ShareOfPeak))
-        .Say("Of the best fused multiply-add rate that all cores together showed in this run, at its beginning and end and after every round.");
+        .Say("Of the fused multiply-add rate that all cores together showed beside each sample, the larger of just before and just after it; medians count.");
 
     private static Document? Stages(ReportFile report)
     {

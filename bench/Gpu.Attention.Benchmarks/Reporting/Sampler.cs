@@ -8,6 +8,7 @@ namespace Gpu.Attention.Benchmarks.Reporting;
 internal sealed class Sample(Action call, double callSeconds)
 {
     private readonly List<double> _seconds = [];
+    private readonly List<double> _possible = [];
 
     public int Calls { get; private set; }
 
@@ -19,6 +20,9 @@ internal sealed class Sample(Action call, double callSeconds)
     public double Fastest => _seconds.Min();
 
     public double Slowest => _seconds.Max();
+
+    /// <summary>10⁹ operations that the cores could have done in the time of a call, at the peak measured beside each sample; null where none was.</summary>
+    public double? PossibleGigaflop => _possible.Count == _seconds.Count ? Benchmarks.Median.Of(_possible) : null;
 
     /// <summary>Samples that it gets where others get <paramref name="rounds"/>: fewer where a call takes long.</summary>
     public int Rounds(int rounds) => callSeconds > 2 ? Math.Min(3, rounds) : callSeconds > 0.25 ? Math.Min(5, rounds) : rounds;
@@ -34,6 +38,9 @@ internal sealed class Sample(Action call, double callSeconds)
 
         _seconds.Add(Stopwatch.GetElapsedTime(start).TotalSeconds / Calls);
     }
+
+    /// <summary>The cores' peak beside the last sample.</summary>
+    public void SetPeak(double gflops) => _possible.Add(gflops * _seconds[^1]);
 }
 
 /// <summary>Takes samples in turn, so that all cases meet what else the machine does.</summary>
@@ -64,8 +71,10 @@ internal static class Sampler
     /// <param name="rounds">Rounds.</param>
     /// <param name="sampleSeconds">What a sample takes, if a call does not take longer.</param>
     /// <param name="budgetSeconds">After this, no round beyond the third is begun.</param>
+    /// <param name="measurePeak">Measures the cores' peak beside every sample, where there is a use for it.</param>
     /// <param name="afterRound">What else has its turn.</param>
-    public static void Run(IReadOnlyCollection<Sample> samples, int rounds, double sampleSeconds, double budgetSeconds, Action afterRound)
+    public static void Run(
+        IReadOnlyCollection<Sample> samples, int rounds, double sampleSeconds, double budgetSeconds, Func<double>? measurePeak, Action afterRound)
     {
         long begin = Stopwatch.GetTimestamp();
         for (int round = 0; round < rounds; round++)
@@ -75,9 +84,16 @@ internal static class Sampler
                 break;
             }
 
+            double before = measurePeak?.Invoke() ?? 0;
             foreach (Sample sample in samples.Where(s => s.Count < s.Rounds(rounds)))
             {
                 sample.Take(sampleSeconds);
+                if (measurePeak is not null)
+                {
+                    double after = measurePeak();
+                    sample.SetPeak(Math.Max(before, after));
+                    before = after;
+                }
             }
 
             afterRound();

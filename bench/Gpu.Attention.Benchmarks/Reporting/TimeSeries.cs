@@ -45,12 +45,13 @@ internal sealed class TimeSeries(ReportScale scale, ReportTensors tensors)
     }
 
     /// <summary>Takes the samples, the cases of a length one after the other.</summary>
+    /// <param name="measurePeak">Measures the cores' peak, where shares of it mean something.</param>
     /// <param name="afterRound">What else has its turn.</param>
-    public void Run(Action afterRound) =>
-        Sampler.Run([.. _samples.OrderBy(s => s.Length).Select(s => s.Sample)], scale.Rounds, scale.SampleSeconds, scale.BudgetSeconds, afterRound);
+    public void Run(Func<double>? measurePeak, Action afterRound) =>
+        Sampler.Run(
+            [.. _samples.OrderBy(s => s.Length).Select(s => s.Sample)], scale.Rounds, scale.SampleSeconds, scale.BudgetSeconds, measurePeak, afterRound);
 
-    /// <summary>The lines, given the host's peak where shares of it mean something.</summary>
-    public IReadOnlyList<TimeLine> Lines(double? peakGflops) =>
+    public IReadOnlyList<TimeLine> Lines() =>
     [
         .. _samples.Select(s =>
         {
@@ -63,7 +64,7 @@ internal sealed class TimeSeries(ReportScale scale, ReportTensors tensors)
                 FastestMs = s.Sample.Fastest * 1e3, SlowestMs = s.Sample.Slowest * 1e3, Samples = s.Sample.Count, Calls = s.Sample.Calls, Gflops = gflops,
                 
                 // A case above the peak says that the peak was measured too low.
-                PeakShare = gflops <= peakGflops ? gflops / peakGflops : null,
+                PeakShare = flops * 1e-9 / s.Sample.PossibleGigaflop is { } share and <= 1 ? share : null,
             };
         }),
     ];
