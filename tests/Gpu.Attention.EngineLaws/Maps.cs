@@ -11,6 +11,8 @@ internal static class Maps
         "favor+" => FeatureMap.FavorPlus(RandomProjection.Orthogonal(37, dimension, seed: 11)),
         "favor+ iid" => FeatureMap.FavorPlus(RandomProjection.Gaussian(64, dimension, seed: 12)),
         "favor+hyperbolic" => FeatureMap.FavorPlusHyperbolic(RandomProjection.Orthogonal(20, dimension, seed: 13, RowLength.SqrtDimension)),
+        "favor+ wide" => FeatureMap.FavorPlus(RandomProjection.Orthogonal(256, dimension, seed: 15)),
+        "relu wide" => FeatureMap.Relu(RandomProjection.Orthogonal(120, dimension, seed: 16)),
         "elu" => FeatureMap.EluPlusOne,
         "relu" => FeatureMap.Relu(),
         "relu projected" => FeatureMap.Relu(RandomProjection.Orthogonal(50, dimension, seed: 14)),

@@ -9,9 +9,34 @@ public sealed class HostEngineTests : EngineLaws
 
     private protected override IEnumerable<IAttentionEngine> OtherDegrees { get; } = [new SimdEngine(1), new SimdEngine(3), new SimdEngine(7)];
 
+    // With so many features, rows of them do not follow each other.
+    [Theory]
+    [InlineData("favor+ wide", true)]
+    [InlineData("favor+ wide", false)]
+    [InlineData("relu wide", true)]
+    [InlineData("relu wide", false)]
+    public void Laws_hold_with_rows_that_lie_apart(string map, bool causal)
+    {
+        Errs_no_more_than_twice_plain_float32(map, causal);
+        Bits_of_gradients_depend_neither_on_threads_nor_on_neighbours(map);
+        Bits_depend_neither_on_threads_nor_on_neighbours(map);
+        Blocks_of_any_sizes_give_the_result_of_one_call(map);
+    }
+
+    // Gradients of rectified rows of one element are 0 by cancellation, which many features make worse than plain float32.
+    [Theory]
+    [InlineData(true)]
+    [InlineData(false)]
+    public void Gradients_are_right_with_rows_that_lie_apart(bool causal)
+    {
+        Gradients_err_no_more_than_three_times_plain_float32("favor+ wide", causal);
+        Gradients_of_states_are_the_oracle_s("favor+ wide", causal);
+    }
+
     // Step, append and read of one token, from states of any content, NaN and far-apart scales included.
     [Theory]
     [InlineData("favor+")]
+    [InlineData("favor+ wide")]
     [InlineData("favor+hyperbolic")]
     [InlineData("elu")]
     [InlineData("relu")]

@@ -14,7 +14,7 @@ internal static class HostPeak
     private const double BriefSeconds = 0.008;
     private const int BatchSteps = 10_000;
 
-    /// <summary>Measures the float32 peak of some threads together, in 10⁹ operations a second; takes about half a second.</summary>
+    /// <summary>Measures the float32 peak of some threads together, in 10⁹ operations a second; takes about half a second unless told otherwise.</summary>
     /// <param name="threads">How many threads work at once.</param>
     /// <param name="rounds">Rounds, of which the best counts, since a peak only ever reads low.</param>
     /// <param name="roundSeconds">What a round takes, and warming up before it.</param>

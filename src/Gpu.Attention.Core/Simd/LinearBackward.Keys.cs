@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Keys = Gpu.Attention.LinearBackwardLayout.Keys;
 using Room = Gpu.Attention.LinearBackwardLayout.Room;
@@ -47,7 +48,7 @@ internal sealed unsafe partial class LinearBackward<TV>
             for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
             {
                 TV log = TV.Add(TV.Add(TV.Load(logs + i), TV.Load(_key.Offset + i)), term);
-                TV.Store(TV.Max(TV.Load(keys.First + i), log), keys.First + i);
+                TV.Store(TV.MaxOrNaN(TV.Load(keys.First + i), log), keys.First + i);
             }
         }
     }
@@ -59,6 +60,9 @@ internal sealed unsafe partial class LinearBackward<TV>
         {
             TV.Store(TV.Add(TV.Add(TV.Load(projected + i), TV.Load(_key.Offset + i)), term), logs + i);
         }
+
+        // A row that is not finite has spoilt what pads it, and a scale there must spoil nothing else.
+        new Span<float>(logs + _layout.Features, _layout.FeatureWidth - _layout.Features).Fill(float.NegativeInfinity);
     }
 
     /// <summary>Projected keys to features, at a scale where they are logarithms. False when they rise too far above it for float32.</summary>
@@ -84,32 +88,61 @@ internal sealed unsafe partial class LinearBackward<TV>
         return true;
     }
 
-    /// <summary><c>target = e^(logs + offset + term − scale)</c>; false when any is too large.</summary>
+    /// <summary><c>target = e^(logs + offset + term − scale)</c>; false when any is too large for a causal chunk.</summary>
     private bool ExponentiateRows(int n, float* logs, float* terms, float* offset, float* scale, float* target, in Room room)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
-        float* bias = room.Scratch.Bias;
+        float* shift = room.Scratch.Bias;
         for (int i = 0; i < width; i += TV.Count)
         {
             // Features that are switched off, or that pad a row, are −∞ less something finite.
-            TV.Store(TV.Subtract(TV.Load(offset + i), TV.Finite(TV.Load(scale + i))), bias + i);
+            TV.Store(TV.Finite(TV.Load(scale + i)), shift + i);
         }
 
         bool isRegular = true;
         for (int row = 0; row < n; row++)
         {
-            float* x = target + ((nint)row * rs);
-            if (target != logs)
+            float* x = logs + ((nint)row * rs);
+            float* y = target + ((nint)row * rs);
+            TV term = TV.Broadcast(terms[row]);
+            TV total = default;
+            int i = 0;
+            for (; i <= width - (4 * TV.Count); i += 4 * TV.Count)
             {
-                Copy(logs + ((nint)row * rs), x, width);
+                // Added as where the scale comes from: there the difference is 0.
+                TV x0 = Lowered(x + i, offset + i, term, shift + i);
+                TV x1 = Lowered(x + i + TV.Count, offset + i + TV.Count, term, shift + i + TV.Count);
+                TV x2 = Lowered(x + i + (2 * TV.Count), offset + i + (2 * TV.Count), term, shift + i + (2 * TV.Count));
+                TV x3 = Lowered(x + i + (3 * TV.Count), offset + i + (3 * TV.Count), term, shift + i + (3 * TV.Count));
+                SimdExp.Exp(ref x0, ref x1, ref x2, ref x3);
+                TV.Store(x0, y + i);
+                TV.Store(x1, y + i + TV.Count);
+                TV.Store(x2, y + i + (2 * TV.Count));
+                TV.Store(x3, y + i + (3 * TV.Count));
+                total = TV.Add(total, TV.Add(TV.Add(x0, x1), TV.Add(x2, x3)));
+            }
+
+            for (; i < width; i += TV.Count)
+            {
+                TV feature = SimdExp.Exp(Lowered(x + i, offset + i, term, shift + i));
+                TV.Store(feature, y + i);
+                total = TV.Add(total, feature);
+            }
+
+            if (width > _layout.Features)
+            {
+                new Span<float>(y + _layout.Features, width - _layout.Features).Clear();
             }
 
             // No feature lies above what they all come to. A NaN must not hide how far another rises.
-            float total = TV.Sum(Exponentiate<Plain>(width, x, bias, TV.Broadcast(-terms[row]), null));
-            isRegular &= total <= MaxFeature || !IsAnyAbove(MaxFeature, _layout.Features, x);
+            isRegular &= TV.Sum(total) <= MaxFeature || !IsAnyAbove(MaxFeature, _layout.Features, y);
         }
 
-        return isRegular;
+        return isRegular || !_problem.Causal;
+
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        static TV Lowered(float* log, float* offset, TV term, float* shift) =>
+            TV.Subtract(TV.Add(TV.Add(TV.Load(log), TV.Load(offset)), term), TV.Load(shift));
     }
 
     // ---- states ----
@@ -215,7 +248,6 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
 
         // The segments of a chunk that is cut.
-        *keys.Irregular = 1;
         LogRows(chain, chunk, n, keys, room);
         if (target != sums)
         {
@@ -306,6 +338,7 @@ internal sealed unsafe partial class LinearBackward<TV>
 
     // ---- chunks whose log features rise too far above their scale ----
 
+    /// <summary>All log features of a chunk that is to be cut, and marks it so.</summary>
     private void LogRows(long chain, int chunk, int n, Keys keys, in Room room)
     {
         ProjectKeys(chain, chunk, keys, room);
@@ -349,11 +382,14 @@ internal sealed unsafe partial class LinearBackward<TV>
     {
         int rs = _layout.FeatureStride;
         float* first = room.LogRows + ((nint)start * rs);
-        float* zeros = room.RowSums;
         Raise(sums, logScale, first, room.Before, logScale, room);
-        new Span<float>(zeros, Chunk).Clear();
-        new Span<float>(room.QueryFeatureGradient, _layout.FeatureWidth).Clear();
-        ExponentiateRows(end - start, first, zeros, room.QueryFeatureGradient, logScale, room.SegmentRows + ((nint)start * rs), room);
+
+        // Offsets and terms are in the log features already; what else is written here holds zeros in their place.
+        float* terms = room.RowSums;
+        float* offset = room.QueryFeatureGradient;
+        new Span<float>(terms, Chunk).Clear();
+        new Span<float>(offset, _layout.FeatureWidth).Clear();
+        ExponentiateRows(end - start, first, terms, offset, logScale, room.SegmentRows + ((nint)start * rs), room);
     }
 
     // ---- from and to the caller ----

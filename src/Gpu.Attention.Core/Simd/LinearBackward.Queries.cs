@@ -181,7 +181,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
-    /// <summary>P, the gradient of the scores, and what comes of it and of the scores for the keys that queries see.</summary>
+    /// <summary>What the scores give to the values that queries see, and P, the gradient of the scores.</summary>
     private void AddToKeys(int n, int* seen, int* first, in View view, bool adds, in Room room)
     {
         Scratch scratch = room.Scratch;
@@ -197,7 +197,6 @@ internal sealed unsafe partial class LinearBackward<TV>
             MultiplyVisible(
                 n, seen, _problem.Shape.ValueDimension + 1, room.Gradient, room.GradientStride, room.ValuesTransposed, room.Products);
         }
-
     }
 
     private void ClearQueries(long chain, int token, int n)

@@ -145,7 +145,7 @@ internal readonly struct LinearBackwardLayout
             Floats = arena.Floats;
         }
 
-        /// <summary>dK̂, then the gradient of the log features or arguments.</summary>
+        /// <summary>dK̂, then the gradient of the log features or arguments; before that dQ̂, where one block of one head asks.</summary>
         public float* KeyFeatureGradient { get; }
 
         /// <summary>dV, <c>Chunk × ValueStride</c>.</summary>

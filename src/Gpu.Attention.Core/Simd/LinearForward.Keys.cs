@@ -231,7 +231,8 @@ internal unsafe partial class LinearForward<TV>
             keys.Reference[feature] = keys.First[feature];
         }
 
-        return isRegular;
+        // Where every query sees all keys nothing lies above the scale, unless a NaN has hidden it.
+        return isRegular || !_problem.Causal;
     }
 
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>

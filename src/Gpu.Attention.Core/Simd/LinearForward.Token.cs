@@ -51,7 +51,7 @@ internal unsafe partial class LinearForward<TV>
         Scratch scratch = ScratchAt(slot);
         long place = _layout.ByChain ? slot : item;
         var token = new Token(
-            _keys + (place * _layout.KeysFloats), _layout.TokenHeads, shape.HeadGroup, _layout.FeatureWidth, _layout.ValueStride);
+            _keys + (place * _layout.KeysFloats), _layout.TokenHeads, shape.HeadGroup, _layout.FeatureStride, _layout.ValueStride);
         bool hasKey = shape.KeyLength > 0;
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
@@ -74,7 +74,7 @@ internal unsafe partial class LinearForward<TV>
     private void RunToken(long batch, int head, int index, Token token, Scratch scratch, State copy, bool hasKey, bool hasQuery)
     {
         AttentionShape shape = _problem.Shape;
-        (int r, int rs, int dv, int group) = (_layout.Features, _layout.FeatureWidth, shape.ValueDimension, shape.HeadGroup);
+        (int r, int rs, int dv, int group) = (_layout.Features, _layout.FeatureStride, shape.ValueDimension, shape.HeadGroup);
         nint chain = (nint)((batch * shape.KeyHeads) + head);
         float* sums = _buffers.InitialState.Sums.HostPointer + (chain * r * dv);
         float* target = hasKey ? _buffers.FinalState.Sums.HostPointer + (chain * r * dv) : null;
@@ -170,21 +170,21 @@ internal unsafe partial class LinearForward<TV>
     /// </summary>
     private void WeighKey(Token token, int index)
     {
-        int rs = _layout.FeatureWidth;
-        float* key = token.Keys + ((nint)index * rs);
+        int width = _layout.FeatureWidth;
+        float* key = token.Keys + ((nint)index * _layout.FeatureStride);
         float rowTerm = token.KeyTerms[index];
         TV term = TV.Broadcast(rowTerm);
         TV one = TV.Broadcast(1);
         if (_mode == FeatureMode.Direct)
         {
             bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
-            for (int i = 0; hasTerm && i < rs; i += TV.Count)
+            for (int i = 0; hasTerm && i < width; i += TV.Count)
             {
                 TV.Store(TV.Add(TV.Load(key + i), TV.Add(term, TV.Load(_key.Offset + i))), key + i);
             }
 
             Activate(_key.Form.Activation, _layout.Features, key);
-            for (int i = 0; i < rs; i += TV.Count)
+            for (int i = 0; i < width; i += TV.Count)
             {
                 TV weight = TV.Load(key + i);
                 TV.Store(weight, token.Weight + i);
@@ -194,7 +194,7 @@ internal unsafe partial class LinearForward<TV>
         else
         {
             // Alone in its chunk, the key is its chunk's scale: its feature is e^0 there, or NaN.
-            for (int i = 0; i < rs; i += TV.Count)
+            for (int i = 0; i < width; i += TV.Count)
             {
                 TV log = TV.Add(TV.Load(key + i), term);
                 TV feature = TV.Add(one, TV.Subtract(log, log));
@@ -218,7 +218,7 @@ internal unsafe partial class LinearForward<TV>
         }
 
         // Beyond the last feature lies the normal form's padding, whose zeros a NaN in the row has spoilt.
-        new Span<float>(token.Normalizers + _layout.Features, rs - _layout.Features).Clear();
+        new Span<float>(token.Normalizers + _layout.Features, width - _layout.Features).Clear();
     }
 
     /// <summary>Hands out z and c, and S where it was swept in a copy.</summary>

@@ -46,7 +46,7 @@ internal readonly struct LinearLayout
         int tokenHeads = Math.Clamp(MaxTokenRows / (1 + shape.HeadGroup), 1, shape.KeyHeads);
         TokensOnThreads = Chains * Features * ValueStride >= FloatsWorthThreads;
         TokenHeads = TokensOnThreads ? (int)Math.Clamp(Chains / degree, 1, tokenHeads) : tokenHeads;
-        ByChain = degree == 1 || (isEven && Chains % degree == 0) || Chains >= 4L * degree;
+        ByChain = SuitThreads(Chains, degree, isEven);
         bool gathers = Plan is not null || problem.Storage != ElementType.Single;
         bool segments = problem.Causal && features.Family == FeatureFamily.Exponential;
 
@@ -60,7 +60,7 @@ internal readonly struct LinearLayout
         Gathers = gathers;
         BlockChunks = ByChain ? 1 : (int)Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * (long)degree) + Chains - 1) / Math.Max(Chains, 1)));
         Slots = degree;
-        while (ByChain && CanShare(2 * ChainsTogether, shape.KeyHeads, degree))
+        while (ByChain && CanShare(2 * ChainsTogether, shape.KeyHeads, degree, isEven))
         {
             ChainsTogether *= 2;
         }
@@ -143,8 +143,11 @@ internal readonly struct LinearLayout
 
     public static int RoundUp(int length, int multiple) => (length + multiple - 1) / multiple * multiple;
 
-    private bool CanShare(int chains, int keyHeads, int degree) =>
-        keyHeads % chains == 0 && chains * StateFloats <= SmallStates && (Chains / chains % degree == 0 || Chains / chains >= 4L * degree);
+    private bool CanShare(int chains, int keyHeads, int degree, bool isEven) =>
+        keyHeads % chains == 0 && chains * StateFloats <= SmallStates && SuitThreads(Chains / chains, degree, isEven);
+
+    /// <summary>True when threads that take one of so many after the other end at about the same time.</summary>
+    private static bool SuitThreads(long chains, int degree, bool isEven) => degree == 1 || (isEven && chains % degree == 0) || chains >= 4L * degree;
 
     // Step: a query, a key, and both states. Append: no query. Read: no key, and the state stays.
     private static bool IsOneToken(AttentionProblem problem)

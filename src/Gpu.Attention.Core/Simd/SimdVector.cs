@@ -256,8 +256,11 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
     public static float Sum(V128 value) => Vector128.Sum(value._value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static float MaxAcross(V128 value) =>
-        MathF.Max(MathF.Max(value._value[0], value._value[1]), MathF.Max(value._value[2], value._value[3]));
+    public static float MaxAcross(V128 value)
+    {
+        Vector128<float> pairs = Vector128.MaxNative(value._value, Vector128.Shuffle(value._value, Vector128.Create(2, 3, 0, 1)));
+        return Vector128.MaxNative(pairs, Vector128.Shuffle(pairs, Vector128.Create(1, 0, 3, 2))).ToScalar();
+    }
 }
 
 /// <summary>One float: the form for machines, and settings, without vector instructions.</summary>

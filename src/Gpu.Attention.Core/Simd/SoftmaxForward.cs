@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 
 namespace Gpu.Attention;
 
@@ -163,6 +164,12 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     private void Rescale(int seen, float* scores, float* maximum, float* sum, float* output)
     {
         TV scale = TV.Broadcast(_problem.Scale);
+        if (seen == TileKeys && TileKeys % (4 * TV.Count) == 0)
+        {
+            RescaleWhole(scale, scores, maximum, sum, output);
+            return;
+        }
+
         int whole = seen / TV.Count * TV.Count;
         int padded = PackedForm<TV>.RoundUp(seen);
         TV highest = TV.Broadcast(float.NegativeInfinity);
@@ -173,23 +180,14 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             highest = TV.Max(highest, value);
         }
 
-        float top = MathF.Max(*maximum, TV.MaxAcross(highest));
+        float top = TV.MaxAcross(highest);
         for (int j = whole; j < padded; j++)
         {
             scores[j] = j < seen ? scores[j] * _problem.Scale : float.NegativeInfinity;
             top = MathF.Max(top, scores[j]);
         }
 
-        if (top > *maximum)
-        {
-            float factor = MathF.Exp(*maximum - top);
-            *maximum = top;
-            *sum *= factor;
-            SimdBlas<TV>.Scale(_valueStride, factor, output, output);
-        }
-
-        // Nothing but −∞ seen yet: any finite shift gives the weight 0.
-        TV shift = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
+        TV shift = TV.Broadcast(Raise(top, maximum, sum, output));
         TV total = default;
         for (int j = 0; j < padded; j += TV.Count)
         {
@@ -199,6 +197,58 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         }
 
         *sum += TV.Sum(total);
+    }
+
+    /// <summary>A row that sees the whole tile, four vectors at a time.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private void RescaleWhole(TV scale, float* scores, float* maximum, float* sum, float* output)
+    {
+        TV highest = TV.Broadcast(float.NegativeInfinity);
+        for (int j = 0; j < TileKeys; j += 4 * TV.Count)
+        {
+            TV high = TV.Max(TV.Multiply(scale, TV.Load(scores + j)), TV.Multiply(scale, TV.Load(scores + j + TV.Count)));
+            TV other = TV.Max(TV.Multiply(scale, TV.Load(scores + j + (2 * TV.Count))), TV.Multiply(scale, TV.Load(scores + j + (3 * TV.Count))));
+            highest = TV.Max(highest, TV.Max(high, other));
+        }
+
+        TV shift = TV.Broadcast(Raise(TV.MaxAcross(highest), maximum, sum, output));
+        TV total = default;
+        for (int j = 0; j < TileKeys; j += 4 * TV.Count)
+        {
+            TV x0 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j)), shift);
+            TV x1 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + TV.Count)), shift);
+            TV x2 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + (2 * TV.Count))), shift);
+            TV x3 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + (3 * TV.Count))), shift);
+            SimdExp.Exp(ref x0, ref x1, ref x2, ref x3);
+            TV.Store(x0, scores + j);
+            TV.Store(x1, scores + j + TV.Count);
+            TV.Store(x2, scores + j + (2 * TV.Count));
+            TV.Store(x3, scores + j + (3 * TV.Count));
+            total = TV.Add(total, TV.Add(TV.Add(x0, x1), TV.Add(x2, x3)));
+        }
+
+        *sum += TV.Sum(total);
+    }
+
+    /// <summary>Brings a row's sums to its largest logit so far. Returns what logits are to be lowered by.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private float Raise(float top, float* maximum, float* sum, float* output)
+    {
+        float before = *maximum;
+        if (top > before)
+        {
+            float factor = MathF.Exp(before - top);
+            *maximum = top;
+            *sum *= factor;
+            SimdBlas<TV>.Scale(_valueStride, factor, output, output);
+        }
+        else
+        {
+            top = before;
+        }
+
+        // Nothing but −∞ seen yet: any finite shift gives the weight 0.
+        return float.IsNegativeInfinity(top) ? 0 : top;
     }
 
     /// <summary>One thread's scratch memory; with a null start only its size.</summary>
