@@ -3,16 +3,10 @@ namespace Gpu.Attention.Benchmarks;
 /// <summary>What a causal forward pass does with a chunk, in this order.</summary>
 internal enum ForwardStage
 {
-    /// <summary>Values are copied.</summary>
-    Values,
+    /// <summary>Values are copied; keys are turned and projected, with their features, also at the scale that queries read at, and their sums.</summary>
+    Keys,
 
-    /// <summary>Keys are turned and projected.</summary>
-    ProjectKeys,
-
-    /// <summary>Key features, and their sums.</summary>
-    KeyFeatures,
-
-    /// <summary>The state is brought to the chunk's scale, and a copy of the key features.</summary>
+    /// <summary>The state is brought to the chunk's scale.</summary>
     State,
 
     /// <summary>Queries are projected.</summary>
@@ -24,14 +18,8 @@ internal enum ForwardStage
     /// <summary>Q̂K̂ᵀ as far as rows see.</summary>
     Scores,
 
-    /// <summary>Q̂S.</summary>
+    /// <summary>Q̂S and scores times values; the quotient, written.</summary>
     Read,
-
-    /// <summary>Scores times values.</summary>
-    ReadChunk,
-
-    /// <summary>The quotient, written.</summary>
-    Write,
 
     /// <summary>K̂ᵀV, added to the state.</summary>
     Reduce,

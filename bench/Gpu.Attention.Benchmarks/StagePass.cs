@@ -18,16 +18,23 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         Start(problem, buffers, new LinearLayout(problem, degree: 1, TV.Count, sweepsTokens: false));
         float* memory = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
         Scratch scratch = ScratchFrom(memory);
-        State state = StateFrom(memory + _layout.ScratchFloats);
-        Keys keys = KeysFrom(memory + _layout.ScratchFloats + _layout.StateFloats);
+        float* states = memory + _layout.ScratchFloats;
+        Keys keys = KeysFrom(states + (_layout.ChainsTogether * _layout.StateFloats));
         Array.Clear(_ticks);
-        for (long chain = 0; chain < _layout.Chains; chain++)
+        for (long chain = 0; chain < _layout.Chains; chain += _layout.ChainsTogether)
         {
-            Import(chain, state);
+            for (int i = 0; i < _layout.ChainsTogether; i++)
+            {
+                Import(chain + i, StateFrom(states + (i * _layout.StateFloats)));
+            }
+
             _last = Stopwatch.GetTimestamp();
             for (int chunk = 0; chunk < KeyChunks(Place(chain)); chunk++)
             {
-                MeasureChunk(chain, chunk, state, keys, scratch);
+                for (int i = 0; i < _layout.ChainsTogether; i++)
+                {
+                    MeasureChunk(chain + i, chunk, StateFrom(states + (i * _layout.StateFloats)), keys, scratch);
+                }
             }
         }
 
@@ -37,18 +44,12 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
     private void MeasureChunk(long chain, int chunk, State state, Keys keys, Scratch scratch)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
-        StartChunk(chain, chunk, keys);
-        Stop(ForwardStage.Values);
-        LinearKeyFeatures(chain, KeyTokens(Place(chain), chunk), keys.Transposed, scratch);
-        Stop(ForwardStage.ProjectKeys);
-        FinishKeyFeatures(chain, n, keys, scratch);
-        Stop(ForwardStage.KeyFeatures);
-        Raise(state, keys, scratch);
-        float* features = keys.Transposed;
-        if (_mode == FeatureMode.Logarithmic)
+        ReadKeys(chain, chunk, keys, scratch, state.LogScale);
+        Stop(ForwardStage.Keys);
+        bool isLogarithmic = _mode == FeatureMode.Logarithmic;
+        if (isLogarithmic)
         {
-            features = scratch.LogFeatures;
-            ScaleKeys(keys, features);
+            RaiseSums(state, keys, scratch);
         }
 
         Stop(ForwardStage.State);
@@ -56,9 +57,17 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         int head = KeyHead(chain);
         float* x = StoredRows.Read(
             _buffers.Query, Place(chain), head, new TokenList(chunk * Chunk, n), _problem.Shape.KeyDimension, scratch.Rows, out nint stride);
-        ProjectRows(_query, n, x, stride, scratch.Queries, _mode == FeatureMode.Logarithmic ? null : scratch.RowTerm, scratch);
-        Stop(ForwardStage.ProjectQueries);
-        ActivateQueries(n, scratch, keys.Scale, state.Normalizers);
+        if (ReadsFeatures(_query))
+        {
+            QueryFeatures(x, n, stride, scratch, keys.Scale, state.Normalizers);
+        }
+        else
+        {
+            ProjectRows(_query, n, x, stride, scratch.Queries, isLogarithmic ? null : scratch.RowTerm, scratch);
+            Stop(ForwardStage.ProjectQueries);
+            ActivateQueries(n, scratch, keys.Scale, state.Normalizers);
+        }
+
         Stop(ForwardStage.QueryFeatures);
         int* seen = stackalloc int[Chunk];
         for (int row = 0; row < n; row++)
@@ -66,15 +75,10 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
             seen[row] = row + 1;
         }
 
-        Scores(n, seen, scratch, features);
+        Scores(n, seen, scratch, keys.Transposed);
         Stop(ForwardStage.Scores);
-        int dvs = _layout.ValueStride;
-        ReadSums(n, chunk * Chunk, head, Place(chain), scratch, state.Sums);
+        Read(n, chunk * Chunk, head, Place(chain), scratch, state.Sums, seen, keys.Values);
         Stop(ForwardStage.Read);
-        SimdBlas<TV>.AddCausalProduct(n, seen, scratch.Scores, Chunk, keys.Values, dvs, dvs, scratch.Output, dvs);
-        Stop(ForwardStage.ReadChunk);
-        WriteOutput(_buffers.Output.Row(Place(chain), chunk * Chunk, head), n, (nint)_buffers.Output.TokenStride, scratch);
-        Stop(ForwardStage.Write);
         AddKeys(chain, KeyTokens(Place(chain), chunk), keys, state);
         Stop(ForwardStage.Reduce);
     }

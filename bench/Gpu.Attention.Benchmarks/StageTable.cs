@@ -49,7 +49,7 @@ internal static class StageTable
             var work = new AttentionCase(features, Causal: true, length);
             double[] seconds = Measure(work);
             double tokens = (double)work.Length * AttentionCase.Heads;
-            for (var stage = ForwardStage.Values; stage < ForwardStage.Count; stage++)
+            for (var stage = ForwardStage.Keys; stage < ForwardStage.Count; stage++)
             {
                 yield return Line(stage.ToString(), Operations(stage, features == "favor"), seconds[(int)stage] / tokens * 1e9);
             }
@@ -67,10 +67,10 @@ internal static class StageTable
         double r = projects ? AttentionCase.NumFeatures : Dimension;
         return stage switch
         {
-            ForwardStage.ProjectKeys or ForwardStage.ProjectQueries => projects ? 2 * Dimension * r : 0,
-            ForwardStage.Reduce or ForwardStage.Read => 2 * r * Dimension,
+            ForwardStage.Keys or ForwardStage.ProjectQueries => projects ? 2 * Dimension * r : 0,
             ForwardStage.Scores => (Chunk + 1) * r,
-            ForwardStage.ReadChunk => (Chunk + 1) * Dimension,
+            ForwardStage.Read => (2 * r * Dimension) + ((Chunk + 1) * Dimension),
+            ForwardStage.Reduce => 2 * r * Dimension,
             _ => 0,
         };
     }

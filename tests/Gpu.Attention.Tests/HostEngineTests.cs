@@ -113,6 +113,37 @@ public sealed class HostEngineTests : EngineLaws
         }
     }
 
+    // Threads that share a chain expect the scales of its chunks. A chunk that is cut, and one that has a NaN, leave another than they thought.
+    [Theory]
+    [InlineData("favor+", false)]
+    [InlineData("favor+", true)]
+    [InlineData("favor+hyperbolic", false)]
+    [InlineData("general exponential", false)]
+    public void Threads_change_no_bit_behind_a_chunk_that_is_cut(string map, bool hasNaN)
+    {
+        var shape = new AttentionShape(1, 900, 900, 2, 1, 5, 3);
+        AttentionProblem problem = Maps.Problem(map, shape, causal: true);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 81, 0.5);
+        k.AsSpan(0, 5).Fill(15);
+        k.AsSpan(5 * 64 * 5, 5).Fill(-15);
+        if (hasNaN)
+        {
+            k[5 * ((9 * 64) + 3)] = float.NaN;
+        }
+
+        AttentionState one = EngineRun.State(problem);
+        float[] expected = EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, one, one);
+        Assert.All(expected[..(9 * 64 * 2 * 3)], output => Assert.True(float.IsFinite(output)));
+        foreach (int degree in new[] { 2, 3, 40 })
+        {
+            AttentionState many = EngineRun.State(problem);
+            SameBits(expected, EngineRun.Forward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, many, many));
+            SameBits(one.Sums, many.Sums);
+            SameBits(one.LogScale, many.LogScale);
+            SameBits(one.Normalizers, many.Normalizers);
+        }
+    }
+
     // Log features that rise by hundreds within a chunk, so that rows of a block see different segments of it.
     [Theory]
     [InlineData("favor+", 8)]

@@ -16,6 +16,9 @@ public sealed unsafe class SimdTests
     public void The_causal_product_reads_nothing_beyond_its_diagonal() => AtEveryWidth<CausalProductCheck>();
 
     [Fact]
+    public void Rows_at_the_diagonal_have_the_bits_of_each_alone() => AtEveryWidth<DiagonalCheck>();
+
+    [Fact]
     public void Transposition_writes_columns_and_clears_up_to_whole_vectors() => AtEveryWidth<TransposeCheck>();
 
     [Fact]
@@ -222,6 +225,69 @@ public sealed unsafe class SimdTests
 
                 Assert.All(Enumerable.Range(0, actual.Length), i => Assert.Equal(expected[i], actual[i], 1e-4f));
             });
+    }
+
+    // Rows that see, or are seen by, one more each are taken together; what lies beyond any of them is NaN.
+    private sealed class DiagonalCheck : ICheck
+    {
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV> =>
+            Law.ForAll(
+                60, 1,
+                random => (Rows: random.Next(1, 40), Before: random.Next(0, 9), Vectors: random.Next(1, 9), K: random.Next(1, 9), Odd: random.Next(0, 60), Seed: random.NextWord()),
+                s =>
+                {
+                    int n = s.Vectors * TV.Count;
+                    int columns = s.Rows + s.Before + 1;
+                    float[] a = TestData.Normal(s.Seed, s.Rows * s.K);
+                    float[] b = TestData.Normal(s.Seed + 1, s.K * n);
+                    float[] p = TestData.Normal(s.Seed + 2, s.Rows * 64);
+                    float[] v = TestData.Normal(s.Seed + 3, columns * n);
+                    int[] seen = [.. Enumerable.Range(0, s.Rows).Select(i => i + s.Before + (i >= s.Odd ? 1 : 0))];
+                    int[] first = [.. Enumerable.Range(0, s.Rows).Select(i => Math.Min(columns, i + s.Before + (i >= s.Odd ? 1 : 0)))];
+                    for (int row = 0; row < s.Rows; row++)
+                    {
+                        p.AsSpan((row * 64) + columns, 64 - columns).Fill(float.NaN);
+                    }
+
+                    v.AsSpan(Math.Min(columns, seen[^1]) * n).Fill(float.NaN);
+                    using var both = new PoisonedBuffer(s.Rows * n);
+                    using var added = new PoisonedBuffer(s.Rows * n);
+                    using var alone = new PoisonedBuffer(s.Rows * n);
+                    using var suffix = new PoisonedBuffer(s.Rows * n);
+                    using var suffixAlone = new PoisonedBuffer(s.Rows * n);
+                    fixed (float* pa = a, pb = b, pp = p, pv = v)
+                    fixed (int* ps = seen, pf = first)
+                    {
+                        SimdBlas<TV>.CausalProduct(s.Rows, n, s.K, pa, s.K, pb, n, ps, pp, 64, pv, n, both.Address, n);
+                        MicroKernel<TV>.Multiply(s.Rows, n, s.K, pa, s.K, pb, n, added.Address, n, false);
+                        MicroKernel<TV>.Multiply(s.Rows, n, s.K, pa, s.K, pb, n, alone.Address, n, false);
+                        MicroKernel<TV>.Multiply(s.Rows, n, s.K, pa, s.K, pb, n, suffix.Address, n, false);
+                        MicroKernel<TV>.Multiply(s.Rows, n, s.K, pa, s.K, pb, n, suffixAlone.Address, n, false);
+                        SimdBlas<TV>.AddCausalProduct(s.Rows, ps, pp, 64, pv, n, n, added.Address, n);
+                        for (int row = 0; row < s.Rows; row++)
+                        {
+                            SimdBlas<TV>.AddCausalProduct(1, ps + row, pp + (row * 64), 64, pv, n, n, alone.Address + (row * n), n);
+                        }
+
+                        v.AsSpan().Fill(1.25f);
+                        v.AsSpan(0, Math.Min(columns, first[0]) * n).Fill(float.NaN);
+                        SimdBlas<TV>.AddSuffixProduct(s.Rows, columns, pf, pp, 64, false, pv, n, n, suffix.Address, n);
+                        for (int row = 0; row < s.Rows; row++)
+                        {
+                            SimdBlas<TV>.AddSuffixProduct(1, columns, pf + row, pp + (row * 64), 64, false, pv, n, n, suffixAlone.Address + (row * n), n);
+                        }
+                    }
+
+                    Assert.Equal(alone.Span.ToArray(), added.Span.ToArray());
+                    Assert.Equal(alone.Span.ToArray(), both.Span.ToArray());
+                    Assert.Equal(suffixAlone.Span.ToArray(), suffix.Span.ToArray());
+                    Assert.DoesNotContain(float.NaN, both.Span.ToArray());
+                    Assert.DoesNotContain(float.NaN, suffix.Span.ToArray());
+                    both.RequireGuardsIntact();
+                    added.RequireGuardsIntact();
+                    suffix.RequireGuardsIntact();
+                });
     }
 
     private sealed class TransposeCheck : ICheck

@@ -87,11 +87,16 @@ internal sealed unsafe partial class LinearBackward<TV>
                     ahead.AddRows(_gradients.ValueGradient, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.ValueDimension);
                 }
 
-                MicroKernel<TV>.Multiply(
-                    n, _layout.FeatureWidth, shape.ValueDimension + 1, room.Gradient, room.GradientStride, view.Sums, rs, gradient, rs, false, &ahead);
+                int inner = shape.ValueDimension + 1;
                 if (view.Keys > 0)
                 {
-                    SimdBlas<TV>.AddCausalProduct(n, seen, room.Products, Chunk, view.KeyRows, rs, _layout.FeatureWidth, gradient, rs);
+                    SimdBlas<TV>.CausalProduct(
+                        n, _layout.FeatureWidth, inner, room.Gradient, room.GradientStride, view.Sums, rs, seen, room.Products, Chunk, view.KeyRows, rs, gradient, rs,
+                        &ahead);
+                }
+                else
+                {
+                    MicroKernel<TV>.Multiply(n, _layout.FeatureWidth, inner, room.Gradient, room.GradientStride, view.Sums, rs, gradient, rs, false, &ahead);
                 }
 
                 // Under the normaliser a row's own term has no part in the output: the sum of its log features' gradients is 0.
@@ -147,7 +152,18 @@ internal sealed unsafe partial class LinearBackward<TV>
     {
         Scratch scratch = room.Scratch;
         int dv = _problem.Shape.ValueDimension;
-        StoredRows.Copy(_gradients.OutputGradient, batch, head, tokens, dv, room.Gradient, room.GradientStride);
+        float* source = room.Gradient;
+        nint sourceStride = room.GradientStride;
+        if (_problem.Normalize && dv % TV.Count == 0 && _problem.Storage == ElementType.Single && tokens.IsRun)
+        {
+            source = (float*)_gradients.OutputGradient.Row(batch, tokens[0], head);
+            sourceStride = (nint)_gradients.OutputGradient.TokenStride;
+        }
+        else
+        {
+            StoredRows.Copy(_gradients.OutputGradient, batch, head, tokens, dv, room.Gradient, room.GradientStride);
+        }
+
         float* output = StoredRows.Read(_buffers.Output, batch, head, tokens, dv, scratch.Output, out nint stride);
         for (int row = 0; row < tokens.Count; row++)
         {
@@ -159,13 +175,15 @@ internal sealed unsafe partial class LinearBackward<TV>
                 if (denominator == 0)
                 {
                     sums.Clear();
+                    gradient[dv] = 0;
                     continue;
                 }
 
+                float* g = source + (row * sourceStride);
                 float* o = output + (row * stride);
-                float dot = dv % TV.Count == 0 ? SimdBlas<TV>.Dot(dv, gradient, o) : TensorPrimitives.Dot(sums, new ReadOnlySpan<float>(o, dv));
+                float dot = dv % TV.Count == 0 ? SimdBlas<TV>.Dot(dv, g, o) : TensorPrimitives.Dot(sums, new ReadOnlySpan<float>(o, dv));
                 gradient[dv] = -dot / denominator;
-                SimdBlas<TV>.Divide(dv, gradient, denominator, gradient);
+                SimdBlas<TV>.Divide(dv, g, denominator, gradient);
             }
             else if (_mode == FeatureMode.Logarithmic)
             {
@@ -223,14 +241,20 @@ internal sealed unsafe partial class LinearBackward<TV>
             room.RowSums[row] = SimdBlas<TV>.Sum(_layout.Features, gradient + ((nint)row * rs));
         }
 
-        // dy = Wᵀ dl − 2β(Σ dl) y.
+        // dy = Wᵀ dl − 2β(Σ dl) y. The last product leaves its rows where they are to be, if they may lie there.
+        bool isDirect = target.Memory.Type == ElementType.Single && tokens.IsRun && d % TV.Count == 0;
         float* rows = gradient;
-        int rowStride = rs;
+        nint rowStride = rs;
         if (form.BackPanels is not null)
         {
-            rows = room.ProjectedGradient;
-            rowStride = form.InputStride;
+            isDirect &= form.BackPrePanels is null;
+            rows = isDirect ? (float*)target.Row(batch, tokens[0], head) : room.ProjectedGradient;
+            rowStride = isDirect ? (nint)target.TokenStride : form.InputStride;
             PackedForm<TV>.MultiplyPanels(n, d, _layout.Features, gradient, rs, form.BackPanels, rows, rowStride);
+        }
+        else
+        {
+            isDirect = false;
         }
 
         if (hasRowTerm && form.Form.NormCoefficient != 0)
@@ -238,7 +262,7 @@ internal sealed unsafe partial class LinearBackward<TV>
             float* mapped = PreMap(form, n, x, stride, room.Scratch, out nint mappedStride);
             for (int row = 0; row < n; row++)
             {
-                AddMultiple(d, -2 * form.Form.NormCoefficient * room.RowSums[row], mapped + (row * mappedStride), rows + ((nint)row * rowStride));
+                AddMultiple(d, -2 * form.Form.NormCoefficient * room.RowSums[row], mapped + (row * mappedStride), rows + (row * rowStride));
             }
         }
 
@@ -252,10 +276,13 @@ internal sealed unsafe partial class LinearBackward<TV>
 
         for (int row = 0; hasRowTerm && form.Linear is not null && row < n; row++)
         {
-            AddMultiple(d, room.RowSums[row], form.Linear, rows + ((nint)row * rowStride));
+            AddMultiple(d, room.RowSums[row], form.Linear, rows + (row * rowStride));
         }
 
-        StoredRows.Write(target, batch, head, tokens, d, rows, rowStride);
+        if (!isDirect)
+        {
+            StoredRows.Write(target, batch, head, tokens, d, rows, (int)rowStride);
+        }
     }
 
     /// <summary>Gradients of features to those of log features, or of the arguments of direct activations, in place.</summary>

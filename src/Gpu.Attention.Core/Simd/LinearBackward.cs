@@ -511,8 +511,17 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             MicroKernel<TV>.Multiply(
                 dv, PackedForm<TV>.RoundUp(n), _layout.Features, reverse, rs, room.KeysTransposed, Chunk, room.ValueGradientTransposed, Chunk, false);
             SimdBlas<TV>.Transpose(dv, n, room.ValueGradientTransposed, Chunk, room.ValueGradientPart, dvs);
-            Add((long)n * dvs, room.ValueGradientPart, view.Tile.ValueGradient);
-            StoredRows.Write(_gradients.ValueGradient, batch, head, tokens, dv, view.Tile.ValueGradient, dvs);
+            if (dv == dvs && tokens.IsRun && _problem.Storage == ElementType.Single)
+            {
+                SimdBlas<TV>.AddRows(
+                    n, dv, room.ValueGradientPart, view.Tile.ValueGradient, (float*)_gradients.ValueGradient.Row(batch, tokens[0], head),
+                    (nint)_gradients.ValueGradient.TokenStride);
+            }
+            else
+            {
+                SimdBlas<TV>.AddRows(n, dvs, room.ValueGradientPart, view.Tile.ValueGradient, room.ValueGradientPart, dvs);
+                StoredRows.Write(_gradients.ValueGradient, batch, head, tokens, dv, room.ValueGradientPart, dvs);
+            }
         }
 
         float* gradient = view.Tile.KeyFeatureGradient;
@@ -575,14 +584,6 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             {
                 TV.Store(before, asked + i);
             }
-        }
-    }
-
-    private static void Add(long n, float* x, float* y)
-    {
-        for (long i = 0; i < n; i += TV.Count)
-        {
-            TV.Store(TV.Add(TV.Load(y + i), TV.Load(x + i)), y + i);
         }
     }
 

@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Keys = Gpu.Attention.LinearLayout.Keys;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
 using State = Gpu.Attention.LinearLayout.State;
@@ -7,10 +8,13 @@ namespace Gpu.Attention;
 // Keys: their features, their sums, and the state that the sums are added to.
 internal unsafe partial class LinearForward<TV>
 {
-    /// <summary>Turns a chunk's keys and values into features and their sums K̂ᵀ[V 1].</summary>
-    private protected void Reduce(long chain, int chunk, Keys keys, Scratch scratch)
+    /// <summary>Rows of keys that are turned together: so many lanes as the widest vector has.</summary>
+    private const int RowsTurned = 16;
+
+    /// <summary>Turns a chunk's keys and values into features and their sums K̂ᵀV and K̂ᵀ1.</summary>
+    private void Reduce(long chain, int chunk, Keys keys, Scratch scratch, float* before)
     {
-        if (ReadKeys(chain, chunk, keys, scratch))
+        if (ReadKeys(chain, chunk, keys, scratch, before))
         {
             SumKeys(chain, KeyTokens(Place(chain), chunk), keys);
         }
@@ -20,13 +24,58 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>A chunk's values, and its key features with their sums. False when its log features rise too far for one scale.</summary>
-    private protected bool ReadKeys(long chain, int chunk, Keys keys, Scratch scratch)
+    /// <summary>
+    /// A chunk's values, and its key features with their sums; causal log features at the scale that they are read at, which the log scale of the state before the chunk decides
+    /// with the first of them. False when they rise too far above it.
+    /// </summary>
+    private protected bool ReadKeys(long chain, int chunk, Keys keys, Scratch scratch, float* before)
     {
         TokenList tokens = KeyTokens(Place(chain), chunk);
         StartChunk(chain, chunk, keys);
+        if (ReadsFeatures(_key))
+        {
+            ReadKeyFeatures(chain, tokens, keys, scratch);
+            return true;
+        }
+
         LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
-        return FinishKeyFeatures(chain, tokens.Count, keys, scratch);
+        if (_mode == FeatureMode.Logarithmic)
+        {
+            return ExponentiateKeys(tokens.Count, keys, scratch, before);
+        }
+
+        if (_mode == FeatureMode.Direct)
+        {
+            ActivateKeys(tokens.Count, keys, scratch);
+        }
+        else
+        {
+            ExponentiateStabilizedKeys(tokens.Count, _stabilizers[chain], keys, scratch);
+        }
+
+        return true;
+    }
+
+    /// <summary>Features that are activations of the caller's elements, as columns, with their sums: some rows at a time, which are turned while they are at hand.</summary>
+    private protected void ReadKeyFeatures(long chain, TokenList tokens, Keys keys, Scratch scratch)
+    {
+        (int n, int d) = (tokens.Count, _layout.Features);
+        float* x = StoredRows.Read(_buffers.Key, BatchRow(Place(chain)), KeyHead(chain), tokens, d, scratch.Rows, out nint stride);
+        for (int first = 0; first < n; first += RowsTurned)
+        {
+            int rows = Math.Min(RowsTurned, n - first);
+            for (int row = 0; row < rows; row++)
+            {
+                ActivateRow(_key.Form.Activation, d, x + ((first + row) * stride), scratch.Mapped + ((nint)row * d), null);
+            }
+
+            SimdBlas<TV>.Transpose(rows, d, scratch.Mapped, d, keys.Transposed + first, Chunk);
+        }
+
+        for (int feature = 0; feature < d; feature++)
+        {
+            keys.DeltaZ[feature] = SimdBlas<TV>.Sum(n, keys.Transposed + ((nint)feature * Chunk));
+        }
     }
 
     /// <summary>A chunk's values.</summary>
@@ -37,22 +86,6 @@ internal unsafe partial class LinearForward<TV>
         new Span<float>(keys.DeltaZ + _layout.Features, _layout.FeatureWidth - _layout.Features).Clear();
         StoredRows.Copy(
             _buffers.Value, BatchRow(place), KeyHead(chain), KeyTokens(place, chunk), _problem.Shape.ValueDimension, keys.Values, _layout.ValueStride);
-    }
-
-    /// <summary>Features of projected keys, with their sums. False when log features rise too far for one scale.</summary>
-    private protected bool FinishKeyFeatures(long chain, int n, Keys keys, Scratch scratch)
-    {
-        switch (_mode)
-        {
-            case FeatureMode.Direct:
-                ActivateKeys(n, keys, scratch);
-                return true;
-            case FeatureMode.Stabilized:
-                ExponentiateStabilizedKeys(n, _stabilizers[chain], keys, scratch);
-                return true;
-            default:
-                return ExponentiateKeys(n, keys, scratch);
-        }
     }
 
     /// <summary>
@@ -75,20 +108,21 @@ internal unsafe partial class LinearForward<TV>
     {
         LinesAhead ahead = Ahead(chain, tokens);
         bool isLogarithmic = _mode == FeatureMode.Logarithmic;
+        bool isWeighted = isLogarithmic && !IsAtScale(keys);
         MicroKernel<TV>.AddProduct(
             _layout.Features, _layout.ValueStride, tokens.Count, keys.Transposed, Chunk, keys.Values, _layout.ValueStride, state.Sums, _layout.ValueStride,
-            state.Sums, isLogarithmic ? keys.Beta : null, &ahead);
+            state.Sums, isWeighted ? keys.Beta : null, &ahead);
         int i = 0;
         for (; i <= _layout.Features - TV.Count; i += TV.Count)
         {
-            TV factor = isLogarithmic ? TV.Load(keys.Beta + i) : TV.Broadcast(1);
+            TV factor = isWeighted ? TV.Load(keys.Beta + i) : TV.Broadcast(1);
             TV.Store(TV.Add(TV.Multiply(factor, TV.Load(keys.DeltaZ + i)), TV.Load(state.Normalizers + i)), state.Normalizers + i);
         }
 
         // What pads the features has no scale.
         for (; i < _layout.Features; i++)
         {
-            state.Normalizers[i] += (isLogarithmic ? keys.Beta[i] : 1) * keys.DeltaZ[i];
+            state.Normalizers[i] += (isWeighted ? keys.Beta[i] : 1) * keys.DeltaZ[i];
         }
 
         for (int feature = 0; isLogarithmic && _problem.WantsFinalState && feature < _layout.Features; feature++)
@@ -101,34 +135,43 @@ internal unsafe partial class LinearForward<TV>
     private LinesAhead Ahead(long chain, TokenList tokens)
     {
         AttentionShape shape = _problem.Shape;
-        int next = Following(tokens);
-        int batch = BatchRow(Place(chain));
-        int head = KeyHead(chain);
         LinesAhead ahead = default;
-        if (AsksWithKeys && next < shape.QueryLength)
+        if (AsksWithKeys)
         {
-            ahead.AddRows(_buffers.Query, batch, next, head, shape.KeyDimension);
-            ahead.AddRows(_buffers.Output, batch, next, head, shape.ValueDimension);
+            // One query head a key head.
+            (int token, int head) = Following(chain, tokens);
+            if (token < shape.QueryLength)
+            {
+                int batch = BatchRow(Place(chain));
+                ahead.AddRows(_buffers.Query, batch, token, head, shape.KeyDimension);
+                ahead.AddRows(_buffers.Output, batch, token, head, shape.ValueDimension);
+            }
         }
 
         if (_key.Rows is null)
         {
-            AskForKeys(ref ahead, chain, next);
+            AskForKeys(ref ahead, chain, tokens);
         }
 
         return ahead;
     }
 
-    /// <summary>The first token of this thread's next chunk, most likely.</summary>
-    private int Following(TokenList tokens) => tokens[tokens.Count - 1] + 1 + ((_chunksApart - 1) * Chunk);
+    /// <summary>The first token of this thread's next chunk, and the key head that it is of, most likely.</summary>
+    private (int Token, int Head) Following(long chain, TokenList tokens)
+    {
+        int head = KeyHead(chain) + 1;
+        return head % _layout.ChainsTogether != 0
+            ? (tokens[0], head)
+            : (tokens[tokens.Count - 1] + 1 + ((_chunksApart - 1) * Chunk), head - _layout.ChainsTogether);
+    }
 
-    private void AskForKeys(ref LinesAhead ahead, long chain, int token)
+    private void AskForKeys(ref LinesAhead ahead, long chain, TokenList tokens)
     {
         AttentionShape shape = _problem.Shape;
+        (int token, int head) = Following(chain, tokens);
         if (token < shape.KeyLength)
         {
             int batch = BatchRow(Place(chain));
-            int head = KeyHead(chain);
             ahead.AddRows(_buffers.Key, batch, token, head, shape.KeyDimension);
             ahead.AddRows(_buffers.Value, batch, token, head, shape.ValueDimension);
         }
@@ -149,7 +192,7 @@ internal unsafe partial class LinearForward<TV>
         {
             SimdBlas<TV>.Transpose(n, d, mapped, mappedStride, scratch.InputTransposed, Chunk);
             LinesAhead ahead = default;
-            AskForKeys(ref ahead, chain, Following(tokens));
+            AskForKeys(ref ahead, chain, tokens);
             MicroKernel<TV>.Multiply(
                 _layout.Features, PackedForm<TV>.RoundUp(n), d, _key.Rows, d, scratch.InputTransposed, Chunk, target, Chunk, false, &ahead);
         }
@@ -186,37 +229,46 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>
-    /// Log features to features at the scale of the chunk's first key (causal) or of its maximum, with their sums. False when the chunk's
-    /// log features rise too far above its first key's for float32.
-    /// </summary>
-    private bool ExponentiateKeys(int n, Keys keys, Scratch scratch)
+    /// <summary>Log features to features with their sums: causal ones at their scale, others at the chunk's maximum. False when they rise too far above that for float32.</summary>
+    private bool ExponentiateKeys(int n, Keys keys, Scratch scratch, float* before)
     {
         float* term = scratch.RowTerm;
+        float* shift = scratch.Bias;
         int padded = PackedForm<TV>.RoundUp(n);
+        bool causal = _problem.Causal;
         new Span<float>(term + n, padded - n).Fill(float.NegativeInfinity);
         AddEpsilonToKeys(n, keys.Transposed, term);
-        bool wantsMaximum = _problem.WantsFinalState;
+        bool wantsMaximum = !causal || _problem.WantsFinalState;
+        for (int feature = 0; wantsMaximum && feature < _layout.Features; feature++)
+        {
+            float* row = keys.Transposed + ((nint)feature * Chunk);
+            TV maximum = TV.Add(TV.Load(row), TV.Load(term));
+            for (int j = TV.Count; j < padded; j += TV.Count)
+            {
+                maximum = TV.Max(maximum, TV.Add(TV.Load(row + j), TV.Load(term + j)));
+            }
+
+            shift[feature] = TV.MaxAcross(maximum);
+            keys.Maximum[feature] = shift[feature] + _key.Offset[feature];
+            keys.First[feature] = keys.Reference[feature] = keys.Maximum[feature];
+        }
+
+        if (causal)
+        {
+            for (int feature = 0; feature < _layout.Features; feature++)
+            {
+                keys.First[feature] = keys.Transposed[(nint)feature * Chunk] + term[0] + _key.Offset[feature];
+            }
+
+            FindScale(before, keys, scratch);
+            FindShift(keys, shift);
+        }
+
         bool isRegular = true;
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             float* row = keys.Transposed + ((nint)feature * Chunk);
-            float reference = row[0] + term[0];
-            if (!_problem.Causal || wantsMaximum)
-            {
-                TV maximum = TV.Add(TV.Load(row), TV.Load(term));
-                for (int j = TV.Count; j < padded; j += TV.Count)
-                {
-                    maximum = TV.Max(maximum, TV.Add(TV.Load(row + j), TV.Load(term + j)));
-                }
-
-                float top = TV.MaxAcross(maximum);
-                keys.Maximum[feature] = top + _key.Offset[feature];
-                reference = _problem.Causal ? reference : top;
-            }
-
-            TV shift = TV.Broadcast(reference);
-            float total = TV.Sum(Exponentiate<Plain>(padded, row, term, shift, null));
+            float total = TV.Sum(Exponentiate<Plain>(padded, row, term, TV.Broadcast(shift[feature]), null));
             keys.DeltaZ[feature] = total;
             if (float.IsNaN(total))
             {
@@ -226,14 +278,73 @@ internal unsafe partial class LinearForward<TV>
 
             // No key lies above what they all come to. A NaN must not hide how far another key rises.
             isRegular &= total <= MaxFeature || !IsAnyAbove(MaxFeature, n, row);
-
-            keys.First[feature] = reference + _key.Offset[feature];
-            keys.Reference[feature] = keys.First[feature];
         }
 
         // Where every query sees all keys nothing lies above the scale, unless a NaN has hidden it.
-        return isRegular || !_problem.Causal;
+        return isRegular || !causal;
     }
+
+    /// <summary>What logarithms of features, less the offset b, are lowered by to their scale.</summary>
+    private void FindShift(Keys keys, float* shift)
+    {
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+        {
+            TV.Store(TV.Subtract(TV.Finite(TV.Load(keys.Scale + i)), TV.Load(_key.Offset + i)), shift + i);
+        }
+    }
+
+    // ---- scales that are known ahead of the states ----
+
+    /// <summary>The log features of a chunk's first key.</summary>
+    private void FindFirst(long chain, int chunk, Keys keys, Scratch scratch)
+    {
+        TokenList first = TokenList.OfKeys(_plan, Place(chain), chunk * Chunk, 1);
+        float* x = StoredRows.Read(_buffers.Key, BatchRow(Place(chain)), KeyHead(chain), first, _layout.InputDimension, scratch.Rows, out nint stride);
+        ProjectRows(_key, 1, x, stride, keys.First, scratch.RowTerm, scratch);
+        if (_epsilon != 0)
+        {
+            AddEpsilonToQuery(keys.First, scratch.RowTerm[0]);
+            scratch.RowTerm[0] = 0;
+        }
+
+        for (int feature = 0; feature < _layout.Features; feature++)
+        {
+            keys.First[feature] = keys.First[feature] + scratch.RowTerm[0] + _key.Offset[feature];
+        }
+    }
+
+    /// <summary>The log scale before each chunk, if none before it is cut into segments.</summary>
+    private void PredictScales(long chain)
+    {
+        float* before = StateAt(chain).LogScale;
+        for (int chunk = _firstChunk; chunk < Math.Min(_firstChunk + _chunks, KeyChunks(Place(chain))); chunk++)
+        {
+            Keys keys = KeysAt((chain * _chunks) + chunk - _firstChunk);
+            Copy(before, keys.Before, _layout.FeatureWidth);
+            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+            {
+                TV.Store(TV.MaxOrNaN(TV.Load(keys.Before + i), TV.Load(keys.First + i)), keys.Scale + i);
+            }
+
+            before = keys.Scale;
+        }
+    }
+
+    /// <summary>Adds a reduced chunk to a chain's state. What the chunk was reduced for must be so, else it is done again.</summary>
+    private void AddReduced(long chain, int chunk, Keys keys, Scratch scratch)
+    {
+        State state = StateAt(chain);
+        if (_mode == FeatureMode.Logarithmic && _problem.Causal && !IsSame(keys.Before, state.LogScale))
+        {
+            Reduce(chain, chunk, keys, scratch, state.LogScale);
+        }
+
+        Raise(state, keys, scratch);
+        Absorb(state, keys, keepPrefix: _problem.Causal);
+    }
+
+    private bool IsSame(float* x, float* y) => MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(x, _layout.Features))
+        .SequenceEqual(MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(y, _layout.Features)));
 
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>
     private void ExponentiateStabilizedKeys(int n, float stabilizer, Keys keys, Scratch scratch)
@@ -264,7 +375,7 @@ internal unsafe partial class LinearForward<TV>
         for (int start = 0; start < n;)
         {
             int end = SegmentEnd(start, n, scratch.LogFeatures);
-            Keys segment = ReduceSegment(start, end, keys.Values, scratch);
+            Keys segment = ReduceSegment(start, end, keys.Values, local.LogScale, scratch);
             Raise(local, segment, scratch);
             Absorb(local, segment, keepPrefix: false);
             start = end;
@@ -313,22 +424,29 @@ internal unsafe partial class LinearForward<TV>
         return n;
     }
 
-    private protected Keys ReduceSegment(int start, int end, float* values, Scratch scratch)
+    private Keys ReduceSegment(int start, int end, float* values, float* before, Scratch scratch)
     {
         Keys segment = scratch.SegmentKeys;
+        *segment.Irregular = 0;
+        for (int feature = 0; feature < _layout.Features; feature++)
+        {
+            segment.First[feature] = segment.Reference[feature] = scratch.LogFeatures[((nint)feature * Chunk) + start] + _key.Offset[feature];
+        }
+
+        FindScale(before, segment, scratch);
+        FindShift(segment, scratch.Bias);
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             float* logs = scratch.LogFeatures + ((nint)feature * Chunk);
             float* row = segment.Transposed + ((nint)feature * Chunk);
-            TV reference = TV.Broadcast(logs[start]);
+            TV shift = TV.Broadcast(scratch.Bias[feature]);
             for (int j = start; j < end; j += TV.Count)
             {
                 // Whole vectors: what runs over the segment's end is overwritten or never read.
-                TV.Store(SimdExp.Exp(TV.Subtract(TV.Load(logs + j), reference)), row + j);
+                TV.Store(SimdExp.Exp(TV.Subtract(TV.Load(logs + j), shift)), row + j);
             }
 
             segment.DeltaZ[feature] = SimdBlas<TV>.Sum(end - start, row + start);
-            segment.First[feature] = segment.Reference[feature] = logs[start] + _key.Offset[feature];
         }
 
         MicroKernel<TV>.Multiply(
@@ -347,21 +465,36 @@ internal unsafe partial class LinearForward<TV>
             return;
         }
 
+        FindScale(state.LogScale, keys, scratch);
+        for (int i = 0; i < _layout.FeatureWidth && !IsAtScale(keys); i += TV.Count)
+        {
+            TV.Store(SimdExp.Exp(TV.Subtract(TV.Finite(TV.Load(keys.First + i)), TV.Finite(TV.Load(keys.Scale + i)))), keys.Beta + i);
+        }
+
+        RaiseSums(state, keys, scratch);
+    }
+
+    /// <summary>The larger of a state's scale and of that of a chunk's first key, and what brings the state to it.</summary>
+    private void FindScale(float* logScale, Keys keys, Scratch scratch)
+    {
         for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
-            TV before = TV.Load(state.LogScale + i);
+            TV before = TV.Load(logScale + i);
             TV first = TV.Load(keys.First + i);
             TV scale = TV.MaxOrNaN(before, first);
             TV.Store(scale, keys.Scale + i);
 
             // Of equals the difference is 0 even at −∞, where a feature is switched off.
-            TV finite = TV.Finite(scale);
-            TV.Store(TV.Subtract(TV.Finite(before), finite), scratch.Factors + i);
-            TV.Store(TV.Subtract(TV.Finite(first), finite), keys.Beta + i);
+            TV.Store(SimdExp.Exp(TV.Subtract(TV.Finite(before), TV.Finite(scale))), scratch.Factors + i);
         }
+    }
 
-        ExponentiateInPlace(scratch.Factors);
-        ExponentiateInPlace(keys.Beta);
+    /// <summary>True where features stand at the scale that they are read at.</summary>
+    private bool IsAtScale(Keys keys) => _mode == FeatureMode.Logarithmic && _problem.Causal && *keys.Irregular == 0;
+
+    /// <summary>Brings a state to a scale that was found for it.</summary>
+    private protected void RaiseSums(State state, Keys keys, Scratch scratch)
+    {
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             float factor = scratch.Factors[feature];
@@ -380,16 +513,17 @@ internal unsafe partial class LinearForward<TV>
     private protected void Absorb(State state, Keys keys, bool keepPrefix)
     {
         bool logarithmic = _mode == FeatureMode.Logarithmic;
+        bool isAtScale = IsAtScale(keys);
         for (int feature = 0; feature < _layout.Features; feature++)
         {
             float before = 1;
             float factor = 1;
             if (logarithmic)
             {
-                factor = keys.Beta[feature];
+                factor = isAtScale ? 1 : keys.Beta[feature];
                 float reference = keys.Reference[feature];
                 float scale = state.LogScale[feature];
-                if (reference != keys.First[feature])
+                if (!isAtScale && reference != keys.First[feature])
                 {
                     float raised = MathF.Max(scale, reference);
                     before = MathF.Exp(scale - raised);
@@ -424,21 +558,6 @@ internal unsafe partial class LinearForward<TV>
             {
                 keys.DeltaZ[feature] = oldZ;
             }
-        }
-    }
-
-    /// <summary>Key features at the scale that they are read at: in a place of their own, or where they are.</summary>
-    private protected void ScaleKeys(Keys keys, float* target)
-    {
-        for (int feature = 0; feature < _layout.Features; feature++)
-        {
-            float* source = keys.Transposed + ((nint)feature * Chunk);
-            if (keys.Beta[feature] != 1 || source != target)
-            {
-                SimdBlas<TV>.Scale(Chunk, keys.Beta[feature], source, target);
-            }
-
-            target += Chunk;
         }
     }
 

@@ -72,17 +72,10 @@ internal unsafe partial class LinearForward<TV>
             return;
         }
 
-        float* features = keys.Transposed;
-        if (_mode == FeatureMode.Logarithmic)
-        {
-            features = scratch.LogFeatures;
-            ScaleKeys(keys, features);
-        }
-
         for (; block < end; block++)
         {
             (int query, int n, _) = BlockAt(block);
-            ReadHeads(chain, query, n, scratch, keys.Scale, sums, normalizers, features, keys.Values, chunk * Chunk);
+            ReadHeads(chain, query, n, scratch, keys.Scale, sums, normalizers, keys.Transposed, keys.Values, chunk * Chunk);
         }
     }
 
@@ -97,9 +90,8 @@ internal unsafe partial class LinearForward<TV>
         for (int start = 0; start < n;)
         {
             int end = SegmentEnd(start, n, scratch.LogFeatures);
-            Keys segment = ReduceSegment(start, end, keys.Values, scratch);
+            Keys segment = ReduceSegment(start, end, keys.Values, state.LogScale, scratch);
             Raise(state, segment, scratch);
-            ScaleKeys(segment, segment.Transposed);
             ReadSegment(chain, chunk, start, end, keys.Values, state, scratch);
             Absorb(state, segment, keepPrefix: false);
             start = end;
@@ -147,7 +139,6 @@ internal unsafe partial class LinearForward<TV>
         AttentionShape shape = _problem.Shape;
         int place = Place(chain);
         int batch = BatchRow(place);
-        int dvStride = _layout.ValueStride;
         int* seen = stackalloc int[Chunk];
         for (int row = 0; keysTransposed is not null && row < n; row++)
         {
@@ -164,23 +155,23 @@ internal unsafe partial class LinearForward<TV>
                 Scores(n, seen, scratch, keysTransposed);
             }
 
-            ReadSums(n, token, head, batch, scratch, sums);
-            if (keysTransposed is not null)
-            {
-                SimdBlas<TV>.AddCausalProduct(n, seen, scratch.Scores, Chunk, values, dvStride, dvStride, scratch.Output, dvStride);
-            }
-
-            WriteOutput(_buffers.Output.Row(batch, token, head), n, (nint)_buffers.Output.TokenStride, scratch);
+            Read(n, token, head, batch, scratch, sums, keysTransposed is null ? null : seen, values);
         }
     }
 
-    /// <summary>Q̂S, while queries and outputs of this thread's next chunk are on their way.</summary>
-    private protected void ReadSums(int n, int token, int head, int batch, Scratch scratch, float* sums)
+    /// <summary>
+    /// Q̂S and, where rows see a part of a chunk, scores times its values; what comes of a few rows is divided and written while it is at hand. Queries and outputs of
+    /// this thread's next chunk are on their way meanwhile.
+    /// </summary>
+    private protected void Read(int n, int token, int head, int batch, Scratch scratch, float* sums, int* seen, float* values)
     {
         AttentionShape shape = _problem.Shape;
-        bool isLast = (head + 1) % shape.HeadGroup == 0;
+
+        // Heads that are taken side by side have the same tokens.
+        int heads = shape.HeadGroup * _layout.ChainsTogether;
+        bool isLast = (head + 1) % heads == 0;
         int next = isLast ? token + (_chunksApart * n) : token;
-        int nextHead = isLast ? head + 1 - shape.HeadGroup : head + 1;
+        int nextHead = isLast ? head + 1 - heads : head + 1;
         LinesAhead ahead = default;
         if (!AsksWithKeys && next < shape.QueryLength)
         {
@@ -188,22 +179,64 @@ internal unsafe partial class LinearForward<TV>
             ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension);
         }
 
-        int dvs = _layout.ValueStride;
-        MicroKernel<TV>.Multiply(n, dvs, _layout.Features, scratch.Queries, _layout.FeatureStride, sums, dvs, scratch.Output, dvs, false, &ahead);
+        (int rs, int dvs) = (_layout.FeatureStride, _layout.ValueStride);
+        nint stride = (nint)_buffers.Output.TokenStride;
+        float* factors = stackalloc float[Chunk];
+        bool isPlain = PlainFactors(n, scratch.Denominator, factors);
+        ahead.Expect(SimdBlas<TV>.Tiles(n, dvs));
+        for (int row = 0; row < n; row += MicroKernel<TV>.Rows)
+        {
+            int height = Math.Min(MicroKernel<TV>.Rows, n - row);
+            float* queries = scratch.Queries + ((nint)row * rs);
+            if (seen is null)
+            {
+                MicroKernel<TV>.Multiply(height, dvs, _layout.Features, queries, rs, sums, dvs, scratch.Output, dvs, false, &ahead);
+            }
+            else
+            {
+                SimdBlas<TV>.CausalProduct(
+                    height, dvs, _layout.Features, queries, rs, sums, dvs, seen + row, scratch.Scores + ((nint)row * Chunk), Chunk, values, dvs, scratch.Output, dvs,
+                    &ahead);
+            }
+
+            void* output = _buffers.Output.Row(batch, token + row, head);
+            if (isPlain)
+            {
+                SimdBlas<TV>.ScaleRows(height, dvs, factors + row, scratch.Output, dvs, (float*)output, stride);
+            }
+            else
+            {
+                WriteOutput(row, height, scratch.Output, output, stride, scratch);
+            }
+        }
     }
 
-    private protected void WriteOutput(void* output, int n, nint stride, Scratch scratch)
+    /// <summary>What rows are multiplied by, if that is all that is to be done: float32 rows of whole vectors under normalisers that may be inverted.</summary>
+    private bool PlainFactors(int n, float* denominators, float* factors)
+    {
+        bool isPlain = _problem.Normalize && _problem.Storage == ElementType.Single && _problem.Convention != ReferenceConvention.Jax &&
+            _problem.Shape.ValueDimension == _layout.ValueStride;
+        for (int row = 0; isPlain && row < n; row++)
+        {
+            isPlain = SimdBlas<TV>.TryInvert(denominators[row], out factors[row]);
+        }
+
+        return isPlain;
+    }
+
+    /// <summary>Some rows' sums to outputs, the first of them being a row of a chunk whose normalisers are known.</summary>
+    private protected void WriteOutput(int first, int n, float* rows, void* output, nint stride, Scratch scratch)
     {
         int dv = _problem.Shape.ValueDimension;
         bool isFloat = _problem.Storage == ElementType.Single;
         for (int row = 0; row < n; row++)
         {
-            float* result = scratch.Output + ((nint)row * _layout.ValueStride);
+            float* result = rows + ((nint)row * _layout.ValueStride);
             var sums = new ReadOnlySpan<float>(result, dv);
             var target = new Span<float>(isFloat ? (float*)output + (row * stride) : result, dv);
             if (_problem.Normalize)
             {
-                float denominator = scratch.Denominator[row];
+                float denominator = scratch.Denominator[first + row];
                 if (_problem.Convention == ReferenceConvention.Jax && _mode == FeatureMode.Stabilized && MathF.Abs(denominator) <= _epsilon)
                 {
                     denominator += 2 * _epsilon;
@@ -221,7 +254,7 @@ internal unsafe partial class LinearForward<TV>
             else if (_mode == FeatureMode.Logarithmic)
             {
                 // In two steps: e^M alone may overflow or vanish where its product with sums of e^(l − s) does neither.
-                float root = MathF.Exp((scratch.RowMaximum[row] + scratch.RowTerm[row]) / 2);
+                float root = MathF.Exp((scratch.RowMaximum[first + row] + scratch.RowTerm[first + row]) / 2);
                 TensorPrimitives.Multiply(sums, root, target);
                 TensorPrimitives.Multiply(target, root, target);
             }

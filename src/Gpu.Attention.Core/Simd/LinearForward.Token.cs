@@ -21,6 +21,9 @@ internal unsafe partial class LinearForward<TV>
         /// <summary>Brings the sums to another scale first: exponential features.</summary>
         static abstract bool Raises { get; }
 
+        /// <summary>Of e^0 there is nothing to be rounded but its product with a weight: exponential features where direction does not count.</summary>
+        static abstract bool Weighs { get; }
+
         /// <summary>The query sees the token too.</summary>
         static abstract bool HasKey { get; }
     }
@@ -138,9 +141,13 @@ internal unsafe partial class LinearForward<TV>
 
         if (hasKey)
         {
-            if (!hasQuery && _mode == FeatureMode.Logarithmic)
+            if (!hasQuery && _mode == FeatureMode.Logarithmic && _problem.Causal)
             {
                 Sweep<AppendRaised>(sums, updated, stride, token, null, null);
+            }
+            else if (!hasQuery && _mode == FeatureMode.Logarithmic)
+            {
+                Sweep<AppendWeighted>(sums, updated, stride, token, null, null);
             }
             else if (!hasQuery)
             {
@@ -152,7 +159,7 @@ internal unsafe partial class LinearForward<TV>
 
         if (hasQuery)
         {
-            WriteOutput(_buffers.Output.Row(batch, 0, head * group), group, (nint)_buffers.Output.HeadStride, scratch);
+            WriteOutput(0, group, scratch.Output, _buffers.Output.Row(batch, 0, head * group), (nint)_buffers.Output.HeadStride, scratch);
         }
     }
 
@@ -174,7 +181,6 @@ internal unsafe partial class LinearForward<TV>
         float* key = token.Keys + ((nint)index * _layout.FeatureStride);
         float rowTerm = token.KeyTerms[index];
         TV term = TV.Broadcast(rowTerm);
-        TV one = TV.Broadcast(1);
         if (_mode == FeatureMode.Direct)
         {
             bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
@@ -193,27 +199,29 @@ internal unsafe partial class LinearForward<TV>
         }
         else
         {
-            // Alone in its chunk, the key is its chunk's scale: its feature is e^0 there, or NaN.
+            // As a chunk of one key.
             for (int i = 0; i < width; i += TV.Count)
             {
+                TV offset = TV.Load(_key.Offset + i);
                 TV log = TV.Add(TV.Load(key + i), term);
-                TV feature = TV.Add(one, TV.Subtract(log, log));
-                TV first = TV.Add(log, TV.Load(_key.Offset + i));
+                TV first = TV.Add(log, offset);
                 TV before = TV.Load(token.Scale + i);
-                TV rise = TV.Subtract(first, before);
-                TV scale = TV.SelectPositive(rise, first, before);
-                TV fall = TV.Subtract(default, rise);
-                TV raise = SimdExp.Exp(TV.SelectPositive(rise, fall, default));
-                TV lower = SimdExp.Exp(TV.SelectPositive(fall, rise, default));
+                TV scale = TV.MaxOrNaN(before, first);
+                TV finite = TV.Finite(scale);
+                TV raise = SimdExp.Exp(TV.Subtract(TV.Finite(before), finite));
+
+                // Where direction does not count, it is its chunk's scale: its feature is e^0 there, or NaN.
+                TV feature = TV.Add(TV.Broadcast(1), TV.Subtract(log, log));
+                TV weight = _problem.Causal
+                    ? SimdExp.Exp(TV.Subtract(log, TV.Subtract(finite, offset)))
+                    : TV.Multiply(SimdExp.Exp(TV.Subtract(TV.Finite(first), finite)), feature);
                 TV normalizer = TV.Multiply(raise, TV.Load(token.Normalizers + i));
                 TV.Store(raise, token.Raise + i);
-                TV.Store(TV.Multiply(lower, feature), token.Weight + i);
+                TV.Store(weight, token.Weight + i);
                 TV.Store(normalizer, token.Normalizers + i);
-                TV.Store(TV.Add(TV.Multiply(lower, feature), normalizer), token.Final + i);
+                TV.Store(TV.Add(weight, normalizer), token.Final + i);
                 TV.Store(scale, token.Scale + i);
-
-                // A NaN feature shows in the state's scale too, whatever the comparison made of it.
-                TV.Store(TV.Add(scale, TV.Subtract(feature, one)), token.FinalScale + i);
+                TV.Store(_problem.Causal ? scale : TV.Add(scale, TV.Subtract(feature, TV.Broadcast(1))), token.FinalScale + i);
             }
         }
 
@@ -360,11 +368,11 @@ internal unsafe partial class LinearForward<TV>
         return *token.Lanes;
     }
 
-    // A chunk's sums are rounded before they are added. Of exponential features the only one there is is e^0, and nothing is to be rounded.
+    // A chunk's sums are rounded before they are added, with weights where they have those.
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static TV Add<TS>(TV weight, TV value, TV sum)
         where TS : struct, ISweep =>
-        TS.Raises ? TV.MultiplyAdd(weight, value, sum) : TV.Add(TV.MultiplyAdd(weight, value, default), sum);
+        TS.Weighs ? TV.MultiplyAdd(weight, value, sum) : TV.Add(TV.MultiplyAdd(weight, value, default), sum);
 
     /// <summary>A query reads a state.</summary>
     private readonly struct ReadOnly : ISweep
@@ -374,6 +382,8 @@ internal unsafe partial class LinearForward<TV>
         public static bool Writes => false;
 
         public static bool Raises => false;
+
+        public static bool Weighs => false;
 
         public static bool HasKey => false;
     }
@@ -387,6 +397,8 @@ internal unsafe partial class LinearForward<TV>
 
         public static bool Raises => false;
 
+        public static bool Weighs => false;
+
         public static bool HasKey => true;
     }
 
@@ -398,6 +410,8 @@ internal unsafe partial class LinearForward<TV>
         public static bool Writes => false;
 
         public static bool Raises => true;
+
+        public static bool Weighs => false;
 
         public static bool HasKey => true;
     }
@@ -411,6 +425,8 @@ internal unsafe partial class LinearForward<TV>
 
         public static bool Raises => false;
 
+        public static bool Weighs => false;
+
         public static bool HasKey => true;
     }
 
@@ -422,6 +438,8 @@ internal unsafe partial class LinearForward<TV>
         public static bool Writes => true;
 
         public static bool Raises => true;
+
+        public static bool Weighs => false;
 
         public static bool HasKey => true;
     }
@@ -435,6 +453,8 @@ internal unsafe partial class LinearForward<TV>
 
         public static bool Raises => false;
 
+        public static bool Weighs => false;
+
         public static bool HasKey => true;
     }
 
@@ -446,6 +466,22 @@ internal unsafe partial class LinearForward<TV>
         public static bool Writes => true;
 
         public static bool Raises => true;
+
+        public static bool Weighs => false;
+
+        public static bool HasKey => true;
+    }
+
+    /// <summary>The same where direction does not count.</summary>
+    private readonly struct AppendWeighted : ISweep
+    {
+        public static bool Reads => false;
+
+        public static bool Writes => true;
+
+        public static bool Raises => true;
+
+        public static bool Weighs => true;
 
         public static bool HasKey => true;
     }

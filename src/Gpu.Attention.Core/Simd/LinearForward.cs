@@ -25,6 +25,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     {
         Stabilize,
         Chain,
+        First,
         Reduce,
         Scan,
         ReadChunk,
@@ -81,15 +82,16 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             case Phase.Chain:
                 RunChains(item * _layout.ChainsTogether, slot, scratch);
                 break;
+            case Phase.First when HasChunk(item, out long chain, out int chunk):
+                FindFirst(chain, chunk, KeysAt(item), scratch);
+                break;
             case Phase.Reduce when HasChunk(item, out long chain, out int chunk):
-                Reduce(chain, chunk, KeysAt(item), scratch);
+                Reduce(chain, chunk, KeysAt(item), scratch, KeysAt(item).Before);
                 break;
             case Phase.Scan:
                 for (int chunk = _firstChunk; chunk < Math.Min(_firstChunk + _chunks, KeyChunks(Place(item))); chunk++)
                 {
-                    Keys keys = KeysAt((item * _chunks) + chunk - _firstChunk);
-                    Raise(StateAt(item), keys, scratch);
-                    Absorb(StateAt(item), keys, keepPrefix: _problem.Causal);
+                    AddReduced(item, chunk, KeysAt((item * _chunks) + chunk - _firstChunk), scratch);
                 }
 
                 break;
@@ -132,6 +134,15 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
 
             long chains = (long)places * _problem.Shape.KeyHeads;
             _chunks = (int)Math.Min(_layout.KeysCount / chains, _layout.KeyChunks - _firstChunk);
+            if (_mode == FeatureMode.Logarithmic && _problem.Causal)
+            {
+                Do(Phase.First, chains * _chunks);
+                for (long chain = 0; chain < chains; chain++)
+                {
+                    PredictScales(chain);
+                }
+            }
+
             Do(Phase.Reduce, chains * _chunks);
             Do(Phase.Scan, chains);
             if (_problem.Causal)
@@ -186,13 +197,21 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     private void RunChunk(long chain, int chunk, State state, Keys keys, Scratch scratch)
     {
         // The keys are added when the queries have read the state: their sums alone are never written.
-        bool isRegular = ReadKeys(chain, chunk, keys, scratch);
+        bool isRegular = ReadKeys(chain, chunk, keys, scratch, state.LogScale);
         if (!isRegular)
         {
             ReduceInSegments(chain, chunk, keys, scratch);
         }
 
-        Raise(state, keys, scratch);
+        if (IsAtScale(keys))
+        {
+            RaiseSums(state, keys, scratch);
+        }
+        else
+        {
+            Raise(state, keys, scratch);
+        }
+
         if (_problem.Causal)
         {
             ReadCausal(chain, chunk, keys, scratch, prefixInDelta: false, state);

@@ -193,6 +193,7 @@ internal readonly struct LinearLayout
             Values = arena.Take((long)Chunk * valueStride);
             Delta = arena.Take((long)features * valueStride);
             DeltaZ = arena.Take(featureStride);
+            Before = arena.Take(featureStride);
             First = arena.Take(featureStride);
             Reference = arena.Take(featureStride);
             Scale = arena.Take(featureStride);
@@ -214,6 +215,9 @@ internal readonly struct LinearLayout
         /// <summary>K̂ᵀ1; after a scan, the normaliser before the chunk.</summary>
         public float* DeltaZ { get; }
 
+        /// <summary>The log scale that the state before the chunk is thought to have, where chunks are reduced before states are known.</summary>
+        public float* Before { get; }
+
         /// <summary>The log features of the chunk's first key: the scale that its readers may know.</summary>
         public float* First { get; }
 
@@ -223,7 +227,7 @@ internal readonly struct LinearLayout
         /// <summary>The log scale that the chunk is read at.</summary>
         public float* Scale { get; }
 
-        /// <summary>What brings the key features to <see cref="Scale"/>.</summary>
+        /// <summary>What brings sums of key features to <see cref="Scale"/>, where they are at another.</summary>
         public float* Beta { get; }
 
         /// <summary>The largest log feature of the chunk, where a final state is wanted.</summary>
@@ -368,7 +372,7 @@ internal readonly struct LinearLayout
 
         public float* Factors { get; }
 
-        /// <summary>A chunk's log features, kept when it is taken in segments; else its features at the scale that they are read at.</summary>
+        /// <summary>A chunk's log features, where it is taken in segments.</summary>
         public float* LogFeatures { get; }
 
         public Keys SegmentKeys { get; }

@@ -11,6 +11,18 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
     private protected void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
     {
+        if (ReadsFeatures(_query))
+        {
+            for (int row = 0; row < n; row++)
+            {
+                TV sums = ActivateRow(
+                    _query.Form.Activation, _layout.Features, x + (row * stride), scratch.Queries + ((nint)row * _layout.FeatureStride), normalizers);
+                scratch.Denominator[row] = TV.Sum(sums);
+            }
+
+            return;
+        }
+
         // A row's own term scales all of its features alike: it cancels under the normaliser unless a constant is added to them.
         bool needsTerm = !_problem.Normalize || _epsilon != 0 || _mode != FeatureMode.Logarithmic;
         ProjectRows(_query, n, x, stride, scratch.Queries, needsTerm ? scratch.RowTerm : null, scratch);

@@ -175,7 +175,7 @@ internal abstract unsafe partial class LinearPass<TV>
     private protected void ActivateRows(FeatureActivation activation, int rows, int n, float* first, int stride)
     {
         // Where nothing lies between rows, they are one. A function of the caller's sees one at a time.
-        if (n == stride && (activation == FeatureActivation.EluPlusOne || activation == FeatureActivation.Relu))
+        if (n == stride && IsElementwise(activation))
         {
             (rows, n) = (1, rows * n);
         }
@@ -189,36 +189,9 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>A direct activation of n elements in place, epsilon included. The row is padded to whole vectors.</summary>
     private protected void Activate(FeatureActivation activation, int n, float* row)
     {
-        TV epsilon = TV.Broadcast(_epsilon);
-        if (activation == FeatureActivation.EluPlusOne)
+        if (IsElementwise(activation))
         {
-            int i = 0;
-            for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
-            {
-                TV x0 = TV.Load(row + i);
-                TV x1 = TV.Load(row + i + TV.Count);
-                TV x2 = TV.Load(row + i + (2 * TV.Count));
-                TV x3 = TV.Load(row + i + (3 * TV.Count));
-                (TV y0, TV y1, TV y2, TV y3) = (x0, x1, x2, x3);
-                SimdExp.Exp(ref y0, ref y1, ref y2, ref y3);
-                TV.Store(EluPlusOne(x0, y0, epsilon), row + i);
-                TV.Store(EluPlusOne(x1, y1, epsilon), row + i + TV.Count);
-                TV.Store(EluPlusOne(x2, y2, epsilon), row + i + (2 * TV.Count));
-                TV.Store(EluPlusOne(x3, y3, epsilon), row + i + (3 * TV.Count));
-            }
-
-            for (; i < n; i += TV.Count)
-            {
-                TV x = TV.Load(row + i);
-                TV.Store(EluPlusOne(x, SimdExp.Exp(x), epsilon), row + i);
-            }
-        }
-        else if (activation == FeatureActivation.Relu)
-        {
-            for (int i = 0; i < n; i += TV.Count)
-            {
-                TV.Store(TV.Add(TV.Max(default, TV.Load(row + i)), epsilon), row + i);
-            }
+            ActivateRow(activation, n, row, row, null);
         }
         else
         {
@@ -231,9 +204,69 @@ internal abstract unsafe partial class LinearPass<TV>
         }
     }
 
+    /// <summary>Activations that the engine has vector instructions for.</summary>
+    private protected static bool IsElementwise(FeatureActivation activation) =>
+        activation == FeatureActivation.EluPlusOne || activation == FeatureActivation.Relu;
+
+    /// <summary>True when features are activations of the caller's elements and nothing else, in whole vectors: they are made as rows are first read.</summary>
+    private protected bool ReadsFeatures(PackedForm<TV> form) =>
+        _mode == FeatureMode.Direct && IsElementwise(form.Form.Activation) && form.Panels is null && !form.HasPreMap && !form.HasRowTerm &&
+        form.Form.Offset is null && _layout.Features % TV.Count == 0;
+
+    /// <summary>elu+1 or ReLU of a row of whole vectors, epsilon included. Returns the lanes of the result times weights, where there are weights.</summary>
+    private protected TV ActivateRow(FeatureActivation activation, int n, float* x, float* target, float* weights) =>
+        activation == FeatureActivation.EluPlusOne ? ActivateRow<N1>(n, x, target, weights) : ActivateRow<N2>(n, x, target, weights);
+
+    private TV ActivateRow<TElu>(int n, float* x, float* target, float* weights)
+        where TElu : struct, IConstant
+    {
+        TV epsilon = TV.Broadcast(_epsilon);
+        TV product = default;
+        int i = 0;
+        for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
+        {
+            TV x0 = TV.Load(x + i);
+            TV x1 = TV.Load(x + i + TV.Count);
+            TV x2 = TV.Load(x + i + (2 * TV.Count));
+            TV x3 = TV.Load(x + i + (3 * TV.Count));
+            (TV y0, TV y1, TV y2, TV y3) = (x0, x1, x2, x3);
+            if (TElu.Value == 1)
+            {
+                SimdExp.Exp(ref y0, ref y1, ref y2, ref y3);
+            }
+
+            y0 = Activated<TElu>(x0, y0, epsilon);
+            y1 = Activated<TElu>(x1, y1, epsilon);
+            y2 = Activated<TElu>(x2, y2, epsilon);
+            y3 = Activated<TElu>(x3, y3, epsilon);
+            TV.Store(y0, target + i);
+            TV.Store(y1, target + i + TV.Count);
+            TV.Store(y2, target + i + (2 * TV.Count));
+            TV.Store(y3, target + i + (3 * TV.Count));
+            if (weights is not null)
+            {
+                product = TV.MultiplyAdd(y0, TV.Load(weights + i), product);
+                product = TV.MultiplyAdd(y1, TV.Load(weights + i + TV.Count), product);
+                product = TV.MultiplyAdd(y2, TV.Load(weights + i + (2 * TV.Count)), product);
+                product = TV.MultiplyAdd(y3, TV.Load(weights + i + (3 * TV.Count)), product);
+            }
+        }
+
+        for (; i < n; i += TV.Count)
+        {
+            TV value = TV.Load(x + i);
+            TV result = Activated<TElu>(value, TElu.Value == 1 ? SimdExp.Exp(value) : default, epsilon);
+            TV.Store(result, target + i);
+            product = weights is null ? default : TV.MultiplyAdd(result, TV.Load(weights + i), product);
+        }
+
+        return product;
+    }
+
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static TV EluPlusOne(TV x, TV exponential, TV epsilon) =>
-        TV.Add(TV.SelectPositive(x, TV.Add(x, TV.Broadcast(1)), exponential), epsilon);
+    private static TV Activated<TElu>(TV x, TV exponential, TV epsilon)
+        where TElu : struct, IConstant =>
+        TV.Add(TElu.Value == 1 ? TV.SelectPositive(x, TV.Add(x, TV.Broadcast(1)), exponential) : TV.Max(default, x), epsilon);
 
     // The constant is added to exp(l) before the factor e^b, as the published implementations place it.
     private protected void AddEpsilonToKeys(int n, float* transposed, float* term)
@@ -305,14 +338,6 @@ internal abstract unsafe partial class LinearPass<TV>
 
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         TV Add(TV sum, TV value, int at) => TWeights.Value == 0 ? TV.Add(sum, value) : TV.MultiplyAdd(value, TV.Load(weights + at), sum);
-    }
-
-    private protected void ExponentiateInPlace(float* logs)
-    {
-        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
-        {
-            TV.Store(SimdExp.Exp(TV.Load(logs + i)), logs + i);
-        }
     }
 
     private protected static bool IsAnyAbove(float limit, int n, float* x)

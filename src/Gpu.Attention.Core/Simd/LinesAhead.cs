@@ -19,6 +19,11 @@ internal unsafe struct LinesAhead
     private Streams _steps;
     private int _count;
     private int _next;
+    private nint _tile;
+    private nint _tiles;
+
+    /// <summary>True when nothing is asked for.</summary>
+    public readonly bool IsEmpty => _count == 0;
 
     /// <summary>One head's rows of a tensor from a token on, as many as a tile has steps.</summary>
     public void AddRows(in TensorBuffer tensor, long batch, long token, long head, int width)
@@ -42,10 +47,14 @@ internal unsafe struct LinesAhead
         }
     }
 
-    /// <summary>A tile's stream, if it is to have one: they are spread over all tiles of a product.</summary>
-    public bool TryNext(nint tile, nint tiles, out nint start, out nint step)
+    /// <summary>Says over how many tiles the streams are to be spread. The first to say so counts: several products may share them.</summary>
+    public void Expect(nint tiles) => _tiles = _tiles == 0 ? tiles : _tiles;
+
+    /// <summary>The next tile's stream, if it is to have one: they are spread over all tiles.</summary>
+    public bool TryNext(out nint start, out nint step)
     {
-        bool isDue = _next < _count && (tile + 1) * _count > _next * tiles;
+        _tile++;
+        bool isDue = _next < _count && _tile * _count > _next * _tiles;
         start = isDue ? _starts[_next] : 0;
         step = isDue ? _steps[_next] : 0;
         _next += isDue ? 1 : 0;

@@ -60,111 +60,137 @@ internal static unsafe class MicroKernel<TV>
     /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length. Asks for lines ahead, if there are, as it goes.</summary>
     public static void Multiply(
         nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate, LinesAhead* ahead = null) =>
-        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, accumulate, null, null, ahead);
+        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, accumulate, null, null, default, ahead);
 
     /// <summary><c>C[m, n] (+)= Aᵀ B</c> for <c>A[k, m]</c>, with the bits of <see cref="Multiply"/> where A is laid out the other way.</summary>
     public static void MultiplyTransposed(
         nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, bool accumulate, LinesAhead* ahead = null) =>
-        Run(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, accumulate, null, null, ahead);
+        Run(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, accumulate, null, null, default, ahead);
+
+    /// <summary><c>C = A B + P V</c>, summed as if one inner dimension followed the other: the bits of one product that is added to C by the next, which C need not wait for.</summary>
+    public static void MultiplyBoth(
+        nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, in Factors second, float* c, nint ldc, LinesAhead* ahead = null) =>
+        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, false, null, null, second, ahead);
 
     /// <summary>
     /// <c>C = X + diag(w) A B</c>, X laid out as C is and perhaps C itself: the bits of a product of its own that is added in the end. Without w the factors are 1.
     /// </summary>
     public static void AddProduct(
         nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, float* x, float* w = null, LinesAhead* ahead = null) =>
-        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, false, x, w, ahead);
+        Run(m, n, k, a, lda, 1, b, ldb, 1, c, ldc, false, x, w, default, ahead);
 
     /// <summary><see cref="AddProduct"/> with <c>Aᵀ</c> for <c>A[k, m]</c>.</summary>
     public static void AddTransposedProduct(
         nint m, nint n, nint k, float* a, nint lda, float* b, nint ldb, float* c, nint ldc, float* x, float* w = null, LinesAhead* ahead = null) =>
-        Run(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, false, x, w, ahead);
+        Run(m, n, k, a, 1, lda, b, ldb, 1, c, ldc, false, x, w, default, ahead);
 
     /// <summary><c>C[m, n] = A B</c> for B in panels of <see cref="Columns"/> columns, one behind the other.</summary>
     public static void MultiplyPanels(nint m, nint n, nint k, float* a, nint lda, float* panels, float* c, nint ldc, LinesAhead* ahead = null) =>
-        Run(m, n, k, a, lda, 1, panels, Columns, k, c, ldc, false, null, null, ahead);
+        Run(m, n, k, a, lda, 1, panels, Columns, k, c, ldc, false, null, null, default, ahead);
 
     // Row i of A begins at a + i·aRow, and its elements lie aStep apart; a panel of B begins bColumn floats a column behind the first.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void Run(
         nint m, nint n, nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, nint bColumn, float* c, nint ldc, bool accumulate, float* x, float* w,
-        LinesAhead* ahead)
+        in Factors second, LinesAhead* ahead)
     {
-        nint tile = 0;
-        nint tiles = ((m + Rows - 1) / Rows) * ((n + Columns - 1) / Columns);
+        ahead = ahead is null || ahead->IsEmpty ? null : ahead;
+        if (ahead is not null)
+        {
+            ahead->Expect(((m + Rows - 1) / Rows) * ((n + Columns - 1) / Columns));
+        }
+
+        TileArguments tile = default;
+        tile.K = k;
+        tile.ARow = aRow;
+        tile.AStep = aStep;
+        tile.BRow = ldb;
+        tile.CRow = ldc;
+        tile.Accumulates = accumulate;
+        tile.Second = second;
         for (nint column = 0; column < n; column += Columns)
         {
             int vectors = (int)nint.Min(n - column, Columns) / TV.Count;
+            tile.B = b + (column * bColumn);
+            tile.Second.B = second.B + column;
             for (nint row = 0; row < m; row += Rows)
             {
                 int rows = (int)nint.Min(m - row, Rows);
-                (nint line, nint lineStep) = ((nint)a, 0);
-                if (ahead is not null && ahead->TryNext(tile++, tiles, out nint start, out nint step))
+                nint at = (row * ldc) + column;
+                tile.A = a + (row * aRow);
+                if (ahead is null || !ahead->TryNext(out tile.Line, out tile.LineStep))
                 {
-                    (line, lineStep) = (start, step);
+                    (tile.Line, tile.LineStep) = ((nint)tile.A, 0);
                 }
 
-                nint at = (row * ldc) + column;
-                Tile(
-                    rows, vectors, k, a + (row * aRow), aRow, aStep, b + (column * bColumn), ldb, c + at, ldc, accumulate, x is null ? null : x + at,
-                    w is null ? null : w + row, line, lineStep);
+                tile.C = c + at;
+                tile.X = x is null ? null : x + at;
+                tile.W = w is null ? null : w + row;
+                tile.Second.A = second.A + (row * second.ARow);
+                Tile(rows, vectors, &tile);
             }
         }
     }
 
     /// <summary>One tile of any size up to the largest.</summary>
-    private static void Tile(
-        int rows, int vectors, nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, float* c, nint ldc, bool accumulate, float* x, float* w, nint line,
-        nint lineStep)
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Tile(int rows, int vectors, TileArguments* tile)
     {
         if (vectors == 4)
         {
-            TileRows<N4>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
+            TileRows<N4>(rows, tile);
         }
         else if (vectors == 2)
         {
-            TileRows<N2>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
+            TileRows<N2>(rows, tile);
         }
         else if (vectors == 3)
         {
-            TileRows<N3>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
+            TileRows<N3>(rows, tile);
         }
         else
         {
-            TileRows<N1>(rows, k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep);
+            TileRows<N1>(rows, tile);
         }
     }
 
-    private static void TileRows<TN>(
-        int rows, nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, float* c, nint ldc, bool accumulate, float* x, float* w, nint line,
-        nint lineStep)
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void TileRows<TN>(int rows, TileArguments* tile)
         where TN : struct, IConstant
     {
         switch (rows)
         {
-            case 6: Tile<N6, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
-            case 5: Tile<N5, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
-            case 4: Tile<N4, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
-            case 3: Tile<N3, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
-            case 2: Tile<N2, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
-            default: Tile<N1, TN>(k, a, aRow, aStep, b, ldb, c, ldc, accumulate, x, w, line, lineStep); break;
+            case 6: Tile<N6, TN>(tile); break;
+            case 5: Tile<N5, TN>(tile); break;
+            case 4: Tile<N4, TN>(tile); break;
+            case 3: Tile<N3, TN>(tile); break;
+            case 2: Tile<N2, TN>(tile); break;
+            default: Tile<N1, TN>(tile); break;
         }
     }
 
     // One body for every width, row count and column count: what the constants exclude is never compiled.
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void Tile<TM, TN>(
-        nint k, float* a, nint aRow, nint aStep, float* b, nint ldb, float* c, nint ldc, bool accumulate, float* x, float* w, nint line,
-        nint lineStep)
+    private static void Tile<TM, TN>(TileArguments* tile)
         where TM : struct, IConstant
         where TN : struct, IConstant
     {
+        float* a = tile->A;
+        nint aRow = tile->ARow;
+        nint aStep = tile->AStep;
+        float* b = tile->B;
+        nint ldb = tile->BRow;
+        float* c = tile->C;
+        nint ldc = tile->CRow;
+        nint line = tile->Line;
+        nint lineStep = tile->LineStep;
         TV c00 = default, c01 = default, c02 = default, c03 = default;
         TV c10 = default, c11 = default, c12 = default, c13 = default;
         TV c20 = default, c21 = default, c22 = default, c23 = default;
         TV c30 = default, c31 = default, c32 = default, c33 = default;
         TV c40 = default, c41 = default, c42 = default, c43 = default;
         TV c50 = default, c51 = default, c52 = default, c53 = default;
-        if (accumulate)
+        if (tile->Accumulates)
         {
             c00 = TV.Load(c);
 
@@ -284,150 +310,168 @@ internal static unsafe class MicroKernel<TV>
             }
         }
 
-        // Two pointers and two distances reach six rows: more of either would not fit the registers.
-        float* a3 = a + (3 * aRow);
         nint twoRows = 2 * aRow;
-        for (nint i = k; i > 0; i--)
+        for (nint k = tile->K, next = tile->Second.K; ; k = next, next = 0)
         {
-            TV b0 = TV.Load(b);
-            TV b1 = TN.Value > 1 ? TV.Load(b + TV.Count) : default;
-            TV b2 = TN.Value > 2 ? TV.Load(b + (2 * TV.Count)) : default;
-            TV b3 = TN.Value > 3 ? TV.Load(b + (3 * TV.Count)) : default;
-            b += ldb;
-            TV f0 = TV.Broadcast(*a);
-            c00 = TV.MultiplyAdd(f0, b0, c00);
-
-            if (TN.Value > 1)
+            // Two pointers and two distances reach six rows: more of either would not fit the registers.
+            float* a3 = a + (3 * aRow);
+            for (; k > 0; k--)
             {
-                c01 = TV.MultiplyAdd(f0, b1, c01);
-            }
-
-            if (TN.Value > 2)
-            {
-                c02 = TV.MultiplyAdd(f0, b2, c02);
-            }
-
-            if (TN.Value > 3)
-            {
-                c03 = TV.MultiplyAdd(f0, b3, c03);
-            }
-
-            if (TM.Value > 1)
-            {
-                TV f1 = TV.Broadcast(a[aRow]);
-                c10 = TV.MultiplyAdd(f1, b0, c10);
+                TV b0 = TV.Load(b);
+                TV b1 = TN.Value > 1 ? TV.Load(b + TV.Count) : default;
+                TV b2 = TN.Value > 2 ? TV.Load(b + (2 * TV.Count)) : default;
+                TV b3 = TN.Value > 3 ? TV.Load(b + (3 * TV.Count)) : default;
+                b += ldb;
+                TV f0 = TV.Broadcast(*a);
+                c00 = TV.MultiplyAdd(f0, b0, c00);
 
                 if (TN.Value > 1)
                 {
-                    c11 = TV.MultiplyAdd(f1, b1, c11);
+                    c01 = TV.MultiplyAdd(f0, b1, c01);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c12 = TV.MultiplyAdd(f1, b2, c12);
+                    c02 = TV.MultiplyAdd(f0, b2, c02);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c13 = TV.MultiplyAdd(f1, b3, c13);
+                    c03 = TV.MultiplyAdd(f0, b3, c03);
+                }
+
+                if (TM.Value > 1)
+                {
+                    TV f1 = TV.Broadcast(a[aRow]);
+                    c10 = TV.MultiplyAdd(f1, b0, c10);
+
+                    if (TN.Value > 1)
+                    {
+                        c11 = TV.MultiplyAdd(f1, b1, c11);
+                    }
+
+                    if (TN.Value > 2)
+                    {
+                        c12 = TV.MultiplyAdd(f1, b2, c12);
+                    }
+
+                    if (TN.Value > 3)
+                    {
+                        c13 = TV.MultiplyAdd(f1, b3, c13);
+                    }
+                }
+
+                if (TM.Value > 2)
+                {
+                    TV f2 = TV.Broadcast(a[twoRows]);
+                    c20 = TV.MultiplyAdd(f2, b0, c20);
+
+                    if (TN.Value > 1)
+                    {
+                        c21 = TV.MultiplyAdd(f2, b1, c21);
+                    }
+
+                    if (TN.Value > 2)
+                    {
+                        c22 = TV.MultiplyAdd(f2, b2, c22);
+                    }
+
+                    if (TN.Value > 3)
+                    {
+                        c23 = TV.MultiplyAdd(f2, b3, c23);
+                    }
+                }
+
+                if (TM.Value > 3)
+                {
+                    TV f3 = TV.Broadcast(*a3);
+                    c30 = TV.MultiplyAdd(f3, b0, c30);
+
+                    if (TN.Value > 1)
+                    {
+                        c31 = TV.MultiplyAdd(f3, b1, c31);
+                    }
+
+                    if (TN.Value > 2)
+                    {
+                        c32 = TV.MultiplyAdd(f3, b2, c32);
+                    }
+
+                    if (TN.Value > 3)
+                    {
+                        c33 = TV.MultiplyAdd(f3, b3, c33);
+                    }
+                }
+
+                if (TM.Value > 4)
+                {
+                    TV f4 = TV.Broadcast(a3[aRow]);
+                    c40 = TV.MultiplyAdd(f4, b0, c40);
+
+                    if (TN.Value > 1)
+                    {
+                        c41 = TV.MultiplyAdd(f4, b1, c41);
+                    }
+
+                    if (TN.Value > 2)
+                    {
+                        c42 = TV.MultiplyAdd(f4, b2, c42);
+                    }
+
+                    if (TN.Value > 3)
+                    {
+                        c43 = TV.MultiplyAdd(f4, b3, c43);
+                    }
+                }
+
+                if (TM.Value > 5)
+                {
+                    TV f5 = TV.Broadcast(a3[twoRows]);
+                    c50 = TV.MultiplyAdd(f5, b0, c50);
+
+                    if (TN.Value > 1)
+                    {
+                        c51 = TV.MultiplyAdd(f5, b1, c51);
+                    }
+
+                    if (TN.Value > 2)
+                    {
+                        c52 = TV.MultiplyAdd(f5, b2, c52);
+                    }
+
+                    if (TN.Value > 3)
+                    {
+                        c53 = TV.MultiplyAdd(f5, b3, c53);
+                    }
+                }
+
+                a += aStep;
+                a3 += aStep;
+                if (Sse.IsSupported)
+                {
+                    Sse.Prefetch0((void*)line);
+                    line += lineStep;
                 }
             }
 
-            if (TM.Value > 2)
+            if (next == 0)
             {
-                TV f2 = TV.Broadcast(a[twoRows]);
-                c20 = TV.MultiplyAdd(f2, b0, c20);
-
-                if (TN.Value > 1)
-                {
-                    c21 = TV.MultiplyAdd(f2, b1, c21);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c22 = TV.MultiplyAdd(f2, b2, c22);
-                }
-
-                if (TN.Value > 3)
-                {
-                    c23 = TV.MultiplyAdd(f2, b3, c23);
-                }
+                break;
             }
 
-            if (TM.Value > 3)
-            {
-                TV f3 = TV.Broadcast(*a3);
-                c30 = TV.MultiplyAdd(f3, b0, c30);
-
-                if (TN.Value > 1)
-                {
-                    c31 = TV.MultiplyAdd(f3, b1, c31);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c32 = TV.MultiplyAdd(f3, b2, c32);
-                }
-
-                if (TN.Value > 3)
-                {
-                    c33 = TV.MultiplyAdd(f3, b3, c33);
-                }
-            }
-
-            if (TM.Value > 4)
-            {
-                TV f4 = TV.Broadcast(a3[aRow]);
-                c40 = TV.MultiplyAdd(f4, b0, c40);
-
-                if (TN.Value > 1)
-                {
-                    c41 = TV.MultiplyAdd(f4, b1, c41);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c42 = TV.MultiplyAdd(f4, b2, c42);
-                }
-
-                if (TN.Value > 3)
-                {
-                    c43 = TV.MultiplyAdd(f4, b3, c43);
-                }
-            }
-
-            if (TM.Value > 5)
-            {
-                TV f5 = TV.Broadcast(a3[twoRows]);
-                c50 = TV.MultiplyAdd(f5, b0, c50);
-
-                if (TN.Value > 1)
-                {
-                    c51 = TV.MultiplyAdd(f5, b1, c51);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c52 = TV.MultiplyAdd(f5, b2, c52);
-                }
-
-                if (TN.Value > 3)
-                {
-                    c53 = TV.MultiplyAdd(f5, b3, c53);
-                }
-            }
-
-            a += aStep;
-            a3 += aStep;
-            if (Sse.IsSupported)
-            {
-                Sse.Prefetch0((void*)line);
-                line += lineStep;
-            }
+            a = tile->Second.A;
+            aRow = tile->Second.ARow;
+            aStep = 1;
+            twoRows = 2 * aRow;
+            b = tile->Second.B;
+            ldb = tile->Second.BRow;
+            lineStep = 0;
         }
 
+        float* x = tile->X;
         if (x is not null)
         {
+            float* w = tile->W;
             TV w0 = TV.Broadcast(w is null ? 1 : w[0]);
             c00 = TV.MultiplyAdd(w0, c00, TV.Load(x));
 
@@ -668,5 +712,34 @@ internal static unsafe class MicroKernel<TV>
                 TV.Store(c53, c + (5 * ldc) + (3 * TV.Count));
             }
         }
+    }
+
+    /// <summary>What a tile is made of: in one place, which is cheaper to hand on than as many arguments.</summary>
+    private struct TileArguments
+    {
+        public nint K;
+        public float* A;
+        public nint ARow;
+        public nint AStep;
+        public float* B;
+        public nint BRow;
+        public float* C;
+        public nint CRow;
+        public float* X;
+        public float* W;
+        public nint Line;
+        public nint LineStep;
+        public Factors Second;
+        public bool Accumulates;
+    }
+
+    /// <summary>The factors of a product: rows of A that lie <c>ARow</c> floats apart, and of B, <c>K</c> of them.</summary>
+    public struct Factors
+    {
+        public float* A;
+        public nint ARow;
+        public float* B;
+        public nint BRow;
+        public nint K;
     }
 }

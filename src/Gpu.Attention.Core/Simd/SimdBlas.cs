@@ -32,12 +32,57 @@ internal static unsafe class SimdBlas<TV>
                 MicroKernel<TV>.Multiply(height, n, seenByAll, p + (row * pStride), pStride, v, vStride, o + (row * oStride), oStride, true);
             }
 
-            for (int i = row + 1; i < row + height; i++)
-            {
-                AddRows(seen[i] - seenByAll, p + (i * pStride) + seenByAll, 1, v + (seenByAll * vStride), vStride, n, o + (i * oStride));
-            }
+            AddRagged(height, seen + row, p + (row * pStride), pStride, v, vStride, n, o + (row * oStride), oStride);
         }
     }
+
+    /// <summary><c>O = A B</c>, and what <see cref="AddCausalProduct"/> adds to that, to the bit.</summary>
+    public static void CausalProduct(
+        int rows, int n, int k, float* a, nint aStride, float* b, nint bStride, int* seen, float* p, nint pStride, float* v, nint vStride, float* o, nint oStride,
+        LinesAhead* ahead = null)
+    {
+        if (ahead is not null)
+        {
+            ahead->Expect(Tiles(rows, n));
+        }
+
+        for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
+        {
+            int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
+            int seenByAll = seen[row];
+            float* factors = p + (row * pStride);
+            float* target = o + (row * oStride);
+            var second = new MicroKernel<TV>.Factors { A = factors, ARow = pStride, B = v, BRow = vStride, K = seenByAll };
+            MicroKernel<TV>.MultiplyBoth(height, n, k, a + (row * aStride), aStride, b, bStride, second, target, oStride, ahead);
+            AddRagged(height, seen + row, factors, pStride, v, vStride, n, target, oStride);
+        }
+    }
+
+    /// <summary>Tiles of a product of the micro-kernel.</summary>
+    public static nint Tiles(int rows, int columns) =>
+        LinearLayout.Pieces(rows, MicroKernel<TV>.Rows) * (nint)LinearLayout.Pieces(columns, MicroKernel<TV>.Columns);
+
+    /// <summary>What rows of a tile see beyond what its first one sees.</summary>
+    private static void AddRagged(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
+    {
+        int seenByAll = seen[0];
+        p += seenByAll;
+        v += seenByAll * vStride;
+        if (rows == MicroKernel<TV>.Rows && n % (2 * TV.Count) == 0 && IsStair(seen))
+        {
+            AddLower(p, pStride, 1, v, vStride, n, o, oStride);
+            return;
+        }
+
+        for (int i = 1; i < rows; i++)
+        {
+            AddRows(seen[i] - seenByAll, p + (i * pStride), 1, v, vStride, n, o + (i * oStride));
+        }
+    }
+
+    /// <summary>True when each row of a tile sees one more than the row before it, as it is nearly always.</summary>
+    private static bool IsStair(int* seen) =>
+        seen[1] - seen[0] == 1 && seen[2] - seen[1] == 1 && seen[3] - seen[2] == 1 && seen[4] - seen[3] == 1 && seen[5] - seen[4] == 1;
 
     /// <summary>
     /// Adds <c>P V</c> to O, or to zero, where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read. P is laid
@@ -52,7 +97,13 @@ internal static unsafe class SimdBlas<TV>
         {
             int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
             int countedByAll = first[row + height - 1];
-            for (int i = row; i < row + height; i++)
+            bool isStair = accumulate && height == MicroKernel<TV>.Rows && n % (2 * TV.Count) == 0 && IsStair(first + row);
+            if (isStair)
+            {
+                AddUpper(p + (row * pRow) + (first[row] * pStep), pRow, pStep, v + (first[row] * vStride), vStride, n, o + (row * oStride), oStride);
+            }
+
+            for (int i = row; !isStair && i < row + height; i++)
             {
                 AddRows(
                     countedByAll - first[i], p + (i * pRow) + (first[i] * pStep), pStep, v + (first[i] * vStride), vStride, n, o + (i * oStride), accumulate);
@@ -70,6 +121,106 @@ internal static unsafe class SimdBlas<TV>
                 MicroKernel<TV>.Multiply(height, n, inner - countedByAll, left, pStride, right, vStride, target, oStride, true);
             }
         }
+    }
+
+    /// <summary>Six rows whose sums end, from one row to the next, one row of v later than those of the first, which are complete.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void AddLower(float* p, nint pRow, nint pStep, float* v, nint vStride, int n, float* o, nint oStride)
+    {
+        for (int i = 0; i < n; i += 2 * TV.Count)
+        {
+            float* x = v + i;
+            float* y = o + i;
+            (TV y1, TV z1) = (TV.Load(y + oStride), TV.Load(y + oStride + TV.Count));
+            (TV y2, TV z2) = (TV.Load(y + (2 * oStride)), TV.Load(y + (2 * oStride) + TV.Count));
+            (TV y3, TV z3) = (TV.Load(y + (3 * oStride)), TV.Load(y + (3 * oStride) + TV.Count));
+            (TV y4, TV z4) = (TV.Load(y + (4 * oStride)), TV.Load(y + (4 * oStride) + TV.Count));
+            (TV y5, TV z5) = (TV.Load(y + (5 * oStride)), TV.Load(y + (5 * oStride) + TV.Count));
+            (TV b0, TV d0) = (TV.Load(x), TV.Load(x + TV.Count));
+            Add(p[pRow], b0, d0, ref y1, ref z1);
+            Add(p[(2 * pRow)], b0, d0, ref y2, ref z2);
+            Add(p[(3 * pRow)], b0, d0, ref y3, ref z3);
+            Add(p[(4 * pRow)], b0, d0, ref y4, ref z4);
+            Add(p[(5 * pRow)], b0, d0, ref y5, ref z5);
+            (TV b1, TV d1) = (TV.Load(x + vStride), TV.Load(x + vStride + TV.Count));
+            Add(p[(2 * pRow) + pStep], b1, d1, ref y2, ref z2);
+            Add(p[(3 * pRow) + pStep], b1, d1, ref y3, ref z3);
+            Add(p[(4 * pRow) + pStep], b1, d1, ref y4, ref z4);
+            Add(p[(5 * pRow) + pStep], b1, d1, ref y5, ref z5);
+            (TV b2, TV d2) = (TV.Load(x + (2 * vStride)), TV.Load(x + (2 * vStride) + TV.Count));
+            Add(p[(3 * pRow) + (2 * pStep)], b2, d2, ref y3, ref z3);
+            Add(p[(4 * pRow) + (2 * pStep)], b2, d2, ref y4, ref z4);
+            Add(p[(5 * pRow) + (2 * pStep)], b2, d2, ref y5, ref z5);
+            (TV b3, TV d3) = (TV.Load(x + (3 * vStride)), TV.Load(x + (3 * vStride) + TV.Count));
+            Add(p[(4 * pRow) + (3 * pStep)], b3, d3, ref y4, ref z4);
+            Add(p[(5 * pRow) + (3 * pStep)], b3, d3, ref y5, ref z5);
+            (TV b4, TV d4) = (TV.Load(x + (4 * vStride)), TV.Load(x + (4 * vStride) + TV.Count));
+            Add(p[(5 * pRow) + (4 * pStep)], b4, d4, ref y5, ref z5);
+            TV.Store(y1, y + oStride);
+            TV.Store(z1, y + oStride + TV.Count);
+            TV.Store(y2, y + (2 * oStride));
+            TV.Store(z2, y + (2 * oStride) + TV.Count);
+            TV.Store(y3, y + (3 * oStride));
+            TV.Store(z3, y + (3 * oStride) + TV.Count);
+            TV.Store(y4, y + (4 * oStride));
+            TV.Store(z4, y + (4 * oStride) + TV.Count);
+            TV.Store(y5, y + (5 * oStride));
+            TV.Store(z5, y + (5 * oStride) + TV.Count);
+        }
+    }
+
+    /// <summary>Six rows whose sums begin, from one row to the next, one row of v later, up to the last, which has nothing to add.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void AddUpper(float* p, nint pRow, nint pStep, float* v, nint vStride, int n, float* o, nint oStride)
+    {
+        for (int i = 0; i < n; i += 2 * TV.Count)
+        {
+            float* x = v + i;
+            float* y = o + i;
+            (TV y0, TV z0) = (TV.Load(y), TV.Load(y + TV.Count));
+            (TV y1, TV z1) = (TV.Load(y + oStride), TV.Load(y + oStride + TV.Count));
+            (TV y2, TV z2) = (TV.Load(y + (2 * oStride)), TV.Load(y + (2 * oStride) + TV.Count));
+            (TV y3, TV z3) = (TV.Load(y + (3 * oStride)), TV.Load(y + (3 * oStride) + TV.Count));
+            (TV y4, TV z4) = (TV.Load(y + (4 * oStride)), TV.Load(y + (4 * oStride) + TV.Count));
+            (TV b0, TV d0) = (TV.Load(x), TV.Load(x + TV.Count));
+            Add(*p, b0, d0, ref y0, ref z0);
+            (TV b1, TV d1) = (TV.Load(x + vStride), TV.Load(x + vStride + TV.Count));
+            Add(p[pStep], b1, d1, ref y0, ref z0);
+            Add(p[pRow + pStep], b1, d1, ref y1, ref z1);
+            (TV b2, TV d2) = (TV.Load(x + (2 * vStride)), TV.Load(x + (2 * vStride) + TV.Count));
+            Add(p[(2 * pStep)], b2, d2, ref y0, ref z0);
+            Add(p[pRow + (2 * pStep)], b2, d2, ref y1, ref z1);
+            Add(p[(2 * pRow) + (2 * pStep)], b2, d2, ref y2, ref z2);
+            (TV b3, TV d3) = (TV.Load(x + (3 * vStride)), TV.Load(x + (3 * vStride) + TV.Count));
+            Add(p[(3 * pStep)], b3, d3, ref y0, ref z0);
+            Add(p[pRow + (3 * pStep)], b3, d3, ref y1, ref z1);
+            Add(p[(2 * pRow) + (3 * pStep)], b3, d3, ref y2, ref z2);
+            Add(p[(3 * pRow) + (3 * pStep)], b3, d3, ref y3, ref z3);
+            (TV b4, TV d4) = (TV.Load(x + (4 * vStride)), TV.Load(x + (4 * vStride) + TV.Count));
+            Add(p[(4 * pStep)], b4, d4, ref y0, ref z0);
+            Add(p[pRow + (4 * pStep)], b4, d4, ref y1, ref z1);
+            Add(p[(2 * pRow) + (4 * pStep)], b4, d4, ref y2, ref z2);
+            Add(p[(3 * pRow) + (4 * pStep)], b4, d4, ref y3, ref z3);
+            Add(p[(4 * pRow) + (4 * pStep)], b4, d4, ref y4, ref z4);
+            TV.Store(y0, y);
+            TV.Store(z0, y + TV.Count);
+            TV.Store(y1, y + oStride);
+            TV.Store(z1, y + oStride + TV.Count);
+            TV.Store(y2, y + (2 * oStride));
+            TV.Store(z2, y + (2 * oStride) + TV.Count);
+            TV.Store(y3, y + (3 * oStride));
+            TV.Store(z3, y + (3 * oStride) + TV.Count);
+            TV.Store(y4, y + (4 * oStride));
+            TV.Store(z4, y + (4 * oStride) + TV.Count);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Add(float factor, TV x0, TV x1, ref TV y0, ref TV y1)
+    {
+        TV f = TV.Broadcast(factor);
+        y0 = TV.MultiplyAdd(f, x0, y0);
+        y1 = TV.MultiplyAdd(f, x1, y1);
     }
 
     /// <summary><c>o (+)= Σ p_j v_j</c> over a few rows v of whole vectors, in their order.</summary>
@@ -136,13 +287,46 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
+    /// <summary>1 / a; false where it could be infinite, or lose bits as a subnormal number.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool TryInvert(float a, out float inverse)
+    {
+        inverse = 1 / a;
+        return MathF.Abs(a) > SmallestInverted && MathF.Abs(inverse) > SmallestInverted;
+    }
+
+    /// <summary>Rows of whole vectors, each times its factor.</summary>
+    public static void ScaleRows(int rows, int n, float* factors, float* x, nint xStride, float* y, nint yStride)
+    {
+        for (int row = 0; row < rows; row++)
+        {
+            Scale(n, factors[row], x, y);
+            x += xStride;
+            y += yStride;
+        }
+    }
+
+    /// <summary><c>z = y + x</c>, rows of whole vectors that lie close in x and y.</summary>
+    public static void AddRows(int rows, int n, float* x, float* y, float* z, nint zStride)
+    {
+        for (int row = 0; row < rows; row++)
+        {
+            for (int i = 0; i < n; i += TV.Count)
+            {
+                TV.Store(TV.Add(TV.Load(y + i), TV.Load(x + i)), z + i);
+            }
+
+            x += n;
+            y += n;
+            z += zStride;
+        }
+    }
+
     /// <summary><c>y = x / a</c> for any number of elements; x is padded to whole vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static void Divide(int n, float* x, float a, float* y)
     {
-        // Times 1 / a, except where that could be infinite, or lose bits as a subnormal number.
-        float inverse = 1 / a;
-        if (!(MathF.Abs(a) > SmallestInverted && MathF.Abs(inverse) > SmallestInverted))
+        if (!TryInvert(a, out float inverse))
         {
             TensorPrimitives.Divide(new ReadOnlySpan<float>(x, n), a, new Span<float>(y, n));
             return;
