@@ -1,3 +1,5 @@
+using Gpu.Attention.TestKit;
+
 namespace Gpu.Attention.Tests;
 
 /// <summary>The feature maps that every law is held at, by name.</summary>
@@ -61,5 +63,21 @@ internal static class Maps
             NormCoefficient = activation == FeatureActivation.Exp ? 0.45f - (0.05f * step) : 0.01f * step,
             Linear = [.. Enumerable.Range(0, dimension).Select(i => 0.2f * ((step * i % 5) - 2))],
         };
+    }
+
+    /// <summary>Two chunks of plain exponentials: the second begins 80 below the scale that the first leaves, and is 80 higher from its fifth key on.</summary>
+    public static (AttentionProblem Problem, float[] Query, float[] Key, float[] Value) RisingKeys()
+    {
+        var shape = new AttentionShape(1, 128, 1, 2);
+        var form = new FeatureForm { InputDimension = 2, FeatureDimension = 2, Activation = FeatureActivation.Exp, Projection = [1, 0, 0, 1] };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 42);
+        for (int token = 0; token < 128; token++)
+        {
+            float level = token < 64 ? 100 : token < 68 ? 20 : 99;
+            k[2 * token] += level;
+            k[(2 * token) + 1] += level;
+        }
+
+        return (new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = true }, q, k, v);
     }
 }

@@ -139,6 +139,22 @@ public sealed class HostBackwardTests
             EngineRun.Backward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, output, g).Gradients;
     }
 
+    [Theory]
+    [InlineData(1)]
+    [InlineData(3)]
+    public void A_late_key_that_cuts_a_chunk_changes_no_bit_of_earlier_queries_gradients(int degree)
+    {
+        var engine = new SimdEngine(degree);
+        (AttentionProblem problem, float[] q, float[] k, float[] v) = Maps.RisingKeys();
+        float[] output = TestData.Normal(7, q.Length);
+        float[] g = TestData.Normal(8, q.Length);
+        float[] calm = EngineRun.Backward(engine, EngineMemory.Host, problem, q, k, v, output, g).Gradients.Query;
+        k.AsSpan(2 * 124, 2).Fill(170);
+        float[] cut = EngineRun.Backward(engine, EngineMemory.Host, problem, q, k, v, output, g).Gradients.Query;
+        Assert.Equal(calm[..(2 * 124)], cut[..(2 * 124)]);
+        Assert.NotEqual(calm[2 * 124], cut[2 * 124]);
+    }
+
     // A state more for every block of chunks: never one for every chunk, let alone for every token.
     [Theory]
     [InlineData(1)]

@@ -144,6 +144,47 @@ public sealed class HostEngineTests : EngineLaws
         }
     }
 
+    // The state stands far above the first key of the second chunk, others of it do not, and a late one cuts the chunk: only there.
+    [Theory]
+    [InlineData(1)]
+    [InlineData(3)]
+    public void A_late_key_that_cuts_a_chunk_changes_no_bit_before_it(int degree)
+    {
+        var engine = new SimdEngine(degree);
+        (AttentionProblem problem, float[] q, float[] k, float[] v) = Maps.RisingKeys();
+        float[] calm = EngineRun.Forward(engine, EngineMemory.Host, problem, q, k, v);
+        k.AsSpan(2 * 124, 2).Fill(170);
+        float[] cut = EngineRun.Forward(engine, EngineMemory.Host, problem, q, k, v);
+        SameBits(calm.AsSpan(0, 2 * 124), cut.AsSpan(0, 2 * 124));
+        Assert.NotEqual(calm[2 * 124], cut[2 * 124]);
+    }
+
+    [Theory]
+    [InlineData(float.PositiveInfinity)]
+    [InlineData(float.NegativeInfinity)]
+    [InlineData(float.NaN)]
+    [InlineData(3e38f)]
+    [InlineData(-3e38f)]
+    public void A_token_of_an_infinite_logarithm_has_the_bits_of_a_chunk_of_one(float special)
+    {
+        var shape = new AttentionShape(1, 1, 1, 1, 1, 3, 5);
+        var form = new FeatureForm { InputDimension = 3, FeatureDimension = 3, Activation = FeatureActivation.Exp };
+        var problem = new AttentionProblem { Shape = shape, Features = new FeaturePair(form, form), Causal = true };
+        AttentionState expected = EngineRun.State(problem);
+        AttentionState actual = EngineRun.State(problem);
+        for (ulong token = 0; token < 4; token++)
+        {
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, token);
+            k[1] = token == 2 ? special : k[1];
+            SameBits(
+                EngineRun.Forward(new SimdEngine(1, sweepsTokens: false), EngineMemory.Host, problem, q, k, v, expected, expected),
+                EngineRun.Forward(Engine, EngineMemory.Host, problem, q, k, v, actual, actual));
+            SameBits(expected.LogScale, actual.LogScale);
+            SameBits(expected.Normalizers, actual.Normalizers);
+            SameBits(expected.Sums, actual.Sums);
+        }
+    }
+
     // Log features that rise by hundreds within a chunk, so that rows of a block see different segments of it.
     [Theory]
     [InlineData("favor+", 8)]

@@ -256,7 +256,7 @@ internal sealed unsafe partial class LinearBackward<TV>
 
         for (int start = 0, end; start < n; start = end)
         {
-            end = SegmentEnd(start, n, room.LogRows);
+            end = SegmentEnd(start, n, room.LogRows, state.LogScale);
             AddSegment(start, end, keys, target, state.LogScale, room);
         }
     }
@@ -350,15 +350,22 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
-    private int SegmentEnd(int start, int n, float* logRows)
+    /// <summary>
+    /// How far keys from one on do not rise too far above their scale, the larger of a state's and of their first one's, by the arithmetic that finds out whether a chunk is cut: up to
+    /// there a chunk that is cut must have the bits of one that is not.
+    /// </summary>
+    private int SegmentEnd(int start, int n, float* logRows, float* logScale)
     {
+        float* lanes = stackalloc float[TV.Count];
         float* first = logRows + ((nint)start * _layout.FeatureStride);
         for (int row = start + 1; row < n; row++)
         {
             float* logs = logRows + ((nint)row * _layout.FeatureStride);
-            for (int feature = 0; feature < _layout.Features; feature++)
+            for (int i = 0; i < _layout.Features; i += TV.Count)
             {
-                if (logs[feature] - first[feature] > MaxLogRange)
+                TV scale = TV.MaxOrNaN(TV.Load(logScale + i), TV.Load(first + i));
+                TV.Store(SimdExp.Exp(TV.Subtract(TV.Load(logs + i), TV.Finite(scale))), lanes);
+                if (IsAnyAbove(MaxFeature, Math.Min(TV.Count, _layout.Features - i), lanes))
                 {
                     return row;
                 }

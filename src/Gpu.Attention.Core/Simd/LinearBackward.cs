@@ -343,9 +343,15 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         int* starts = stackalloc int[Chunk + 1];
         int segments = 0;
         LogRows(chain, chunk, n, keys, room);
+        Copy(keys.Scale, state.LogScale, _layout.FeatureWidth);
         for (starts[0] = 0; starts[segments] < n; segments++)
         {
-            starts[segments + 1] = SegmentEnd(starts[segments], n, room.LogRows);
+            starts[segments + 1] = SegmentEnd(starts[segments], n, room.LogRows, state.LogScale);
+            float* first = room.LogRows + ((nint)starts[segments] * _layout.FeatureStride);
+            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+            {
+                TV.Store(TV.MaxOrNaN(TV.Load(state.LogScale + i), TV.Load(first + i)), state.LogScale + i);
+            }
         }
 
         for (int segment = segments - 1; segment >= 0; segment--)

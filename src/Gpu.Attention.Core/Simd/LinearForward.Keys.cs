@@ -374,8 +374,7 @@ internal unsafe partial class LinearForward<TV>
         Clear(local);
         for (int start = 0; start < n;)
         {
-            int end = SegmentEnd(start, n, scratch.LogFeatures);
-            Keys segment = ReduceSegment(start, end, keys.Values, local.LogScale, scratch);
+            Keys segment = ReduceSegment(start, n, out int end, keys.Values, local.LogScale, scratch);
             Raise(local, segment, scratch);
             Absorb(local, segment, keepPrefix: false);
             start = end;
@@ -407,26 +406,14 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    private protected int SegmentEnd(int start, int n, float* logFeatures)
-    {
-        for (int j = start + 1; j < n; j++)
-        {
-            for (int feature = 0; feature < _layout.Features; feature++)
-            {
-                float* row = logFeatures + ((nint)feature * Chunk);
-                if (row[j] - row[start] > MaxLogRange)
-                {
-                    return j;
-                }
-            }
-        }
-
-        return n;
-    }
-
-    private Keys ReduceSegment(int start, int end, float* values, float* before, Scratch scratch)
+    /// <summary>
+    /// Features and sums of keys from one on as far as they do not rise too far above their scale, by the arithmetic that finds out whether a chunk is cut: up to there a chunk that
+    /// is cut must have the bits of one that is not.
+    /// </summary>
+    private Keys ReduceSegment(int start, int n, out int end, float* values, float* before, Scratch scratch)
     {
         Keys segment = scratch.SegmentKeys;
+        end = n;
         *segment.Irregular = 0;
         for (int feature = 0; feature < _layout.Features; feature++)
         {
@@ -440,13 +427,21 @@ internal unsafe partial class LinearForward<TV>
             float* logs = scratch.LogFeatures + ((nint)feature * Chunk);
             float* row = segment.Transposed + ((nint)feature * Chunk);
             TV shift = TV.Broadcast(scratch.Bias[feature]);
-            for (int j = start; j < end; j += TV.Count)
+            for (int j = start; j < n; j += TV.Count)
             {
                 // Whole vectors: what runs over the segment's end is overwritten or never read.
                 TV.Store(SimdExp.Exp(TV.Subtract(TV.Load(logs + j), shift)), row + j);
             }
 
-            segment.DeltaZ[feature] = SimdBlas<TV>.Sum(end - start, row + start);
+            for (int j = start + 1; j < end; j++)
+            {
+                end = row[j] > MaxFeature ? j : end;
+            }
+        }
+
+        for (int feature = 0; feature < _layout.Features; feature++)
+        {
+            segment.DeltaZ[feature] = SimdBlas<TV>.Sum(end - start, segment.Transposed + ((nint)feature * Chunk) + start);
         }
 
         MicroKernel<TV>.Multiply(

@@ -89,8 +89,7 @@ internal unsafe partial class LinearForward<TV>
         Copy(keys.Scale, state.LogScale, _layout.FeatureWidth);
         for (int start = 0; start < n;)
         {
-            int end = SegmentEnd(start, n, scratch.LogFeatures);
-            Keys segment = ReduceSegment(start, end, keys.Values, state.LogScale, scratch);
+            Keys segment = ReduceSegment(start, n, out int end, keys.Values, state.LogScale, scratch);
             Raise(state, segment, scratch);
             ReadSegment(chain, chunk, start, end, keys.Values, state, scratch);
             Absorb(state, segment, keepPrefix: false);

@@ -297,7 +297,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             if (_mode == FeatureMode.Logarithmic && !keepsScale)
             {
                 float maximum = state.Maximum[feature];
-                factor = float.IsNegativeInfinity(maximum) ? 1 : MathF.Exp(state.LogScale[feature] - maximum);
+                factor = maximum == state.LogScale[feature] || float.IsNegativeInfinity(maximum) ? 1 : MathF.Exp(state.LogScale[feature] - maximum);
                 final.LogScale.HostPointer[row + feature] = maximum;
             }
 

@@ -11,10 +11,7 @@ internal abstract unsafe partial class LinearPass<TV>
 {
     private protected const int Chunk = LinearLayout.Chunk;
 
-    /// <summary>How far above its scale a log feature may lie: <c>e^60</c>, summed over any length and squared by nothing, stays finite.</summary>
-    private protected const float MaxLogRange = 60;
-
-    /// <summary>e^60.</summary>
+    /// <summary>e^60: what a feature may come to at its scale. Summed over any length and squared by nothing, that stays finite.</summary>
     private protected const float MaxFeature = 1.142e26f;
 
     private protected AttentionProblem _problem = null!;
