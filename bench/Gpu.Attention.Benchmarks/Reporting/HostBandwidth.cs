@@ -48,17 +48,20 @@ internal static unsafe class HostBandwidth
 
         double Rate(int workers, int bytesPerFloat, Action<int> work)
         {
-            using var start = new Barrier(workers + 1);
+            // Each thread takes its own times: one that watches them may be put aside itself, and see less than they took.
+            using var start = new Barrier(workers);
+            long[] begins = new long[workers];
+            long[] ends = new long[workers];
             Thread[] all = [.. Enumerable.Range(0, workers).Select(i => new Thread(() =>
             {
                 start.SignalAndWait();
+                begins[i] = Stopwatch.GetTimestamp();
                 work(i);
+                ends[i] = Stopwatch.GetTimestamp();
             }))];
             Array.ForEach(all, thread => thread.Start());
-            start.SignalAndWait();
-            long begin = Stopwatch.GetTimestamp();
             Array.ForEach(all, thread => thread.Join());
-            return (double)share * workers * bytesPerFloat / Stopwatch.GetElapsedTime(begin).TotalSeconds * 1e-9;
+            return (double)share * workers * bytesPerFloat / Stopwatch.GetElapsedTime(begins.Min(), ends.Max()).TotalSeconds * 1e-9;
         }
     }
 
