@@ -25,6 +25,9 @@ public sealed unsafe class SimdTests
     public void Exp_errs_by_little_more_than_a_unit_in_the_last_place() => AtEveryWidth<ExpCheck>();
 
     [Fact]
+    public void Weights_are_those_of_softmax_however_logits_rise() => AtEveryWidth<OnlineSoftmaxCheck>();
+
+    [Fact]
     public void A_loop_runs_every_item_once_and_hands_on_a_failure()
     {
         var loop = new ParallelLoop(4);
@@ -312,6 +315,80 @@ public sealed unsafe class SimdTests
                     }
                 }
             });
+    }
+
+    // Logits that rise little enough for the shift to stay, so far that it must follow, and beyond anything that exp holds; tiles of −∞ and part of a tile.
+    private sealed class OnlineSoftmaxCheck : ICheck
+    {
+        private const int Tile = OnlineSoftmax<V32>.TileKeys;
+
+        public static void Run<TV>()
+            where TV : struct, ISimdVector<TV> =>
+            Law.ForAll(
+                80, 1,
+                random => (Tiles: random.Next(1, 9), Rise: random.Choose(0f, 0.5f, 4, 9, 60, 800, -3, -200), Blind: random.Next(0, 3), Last: random.Next(1, Tile), Seed: random.NextWord()),
+                s =>
+                {
+                    // A scale that rounds nothing: what is looked at is the weights.
+                    const float Scale = 0.25f;
+                    float[] scores = TestData.Normal(s.Seed, s.Tiles * Tile, 8);
+                    int keys = ((s.Tiles - 1) * Tile) + s.Last;
+                    for (int j = 0; j < scores.Length; j++)
+                    {
+                        scores[j] = j / Tile < s.Blind ? float.NegativeInfinity : scores[j] + (j / Tile * s.Rise / Scale);
+                    }
+
+                    scores.AsSpan(keys).Fill(float.NaN);
+                    using var weights = new PoisonedBuffer(Tile);
+                    using var sums = new PoisonedBuffer(TV.Count);
+                    sums.Span.Clear();
+                    float sum = 0;
+                    float shift = float.NegativeInfinity;
+                    float mostSum = 0;
+                    float[] tile = (float[])scores.Clone();
+                    fixed (float* x = tile)
+                    {
+                        for (int first = 0; first < keys; first += Tile)
+                        {
+                            int seen = Math.Min(Tile, keys - first);
+                            float before = sum;
+                            float shiftBefore = shift;
+                            OnlineSoftmax<TV>.Weigh(seen, Scale, x + first, weights.Address, &shift, &sum, TV.Count, sums.Address);
+                            mostSum = shift == shiftBefore ? Math.Max(mostSum, sum - before) : mostSum;
+                            for (int j = 0; j < seen; j++)
+                            {
+                                sums.Span[0] += weights.Span[j] * (first + j);
+                            }
+
+                            for (int j = seen; j < PackedForm<TV>.RoundUp(seen); j++)
+                            {
+                                Assert.Equal(0, weights.Span[j]);
+                            }
+                        }
+                    }
+
+                    weights.RequireGuardsIntact();
+                    sums.RequireGuardsIntact();
+                    double top = scores.Take(keys).Max();
+                    double expectedSum = 0;
+                    double expected = 0;
+                    for (int j = 0; j < keys; j++)
+                    {
+                        double weight = double.IsNegativeInfinity(top) ? 0 : Math.Exp(Scale * (scores[j] - top));
+                        expectedSum += weight;
+                        expected += weight * j;
+                    }
+
+                    Assert.True(mostSum <= 4097, $"A tile's weights came to {mostSum}.");
+                    if (expectedSum == 0)
+                    {
+                        Assert.Equal((0, 0), (sum, sums.Span[0]));
+                        return;
+                    }
+
+                    Assert.InRange(sums.Span[0] / sum / (expected / expectedSum), 1 - 3e-6, 1 + 3e-6);
+                    Assert.InRange(sum * Math.Exp(shift - (Scale * top)) / expectedSum, 1 - 3e-6, 1 + 3e-6);
+                });
     }
 
     private sealed class ExpCheck : ICheck

@@ -5,7 +5,7 @@ namespace Gpu.Attention;
 /// tile of keys at a time. "Exact attention, backward" in <c>Simd/README.md</c> derives it.
 /// </summary>
 /// <remarks>
-/// First over blocks of queries, which leaves each row's largest logit, sum and mean and makes the query gradient; then over tiles of keys, all query heads of a
+/// First over blocks of queries, which leaves each row's shift, sum and mean and makes the query gradient; then over tiles of keys, all query heads of a
 /// tile one after the other. Nobody adds to what another thread writes, so the bits do not depend on threads. Dao et al., "FlashAttention" (2022).
 /// </remarks>
 internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelBody, IBackwardPass
@@ -15,7 +15,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
     private const int BlockRows = 64 * MicroKernel<TV>.Rows;
 
     /// <summary>Keys of a tile, and queries that one meets at a time.</summary>
-    private const int Tile = LinearLayout.Chunk;
+    private const int Tile = OnlineSoftmax<TV>.TileKeys;
 
     private const int LineFloats = 16;
 
@@ -23,7 +23,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
     private AttentionBuffers _buffers;
     private GradientBuffers _gradients;
     private SequencePlan? _plan;
-    private float* _maximum;
+    private float* _shift;
     private float* _inverse;
     private float* _mean;
     private float* _scratch;
@@ -50,8 +50,8 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         _plan = SequencePlan.Of(problem, Tile);
         _keyStride = PackedForm<TV>.RoundUp(shape.KeyDimension);
         _valueStride = PackedForm<TV>.RoundUp(shape.ValueDimension);
-        _maximum = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
-        _inverse = _maximum + RowFloats(problem);
+        _shift = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
+        _inverse = _shift + RowFloats(problem);
         _mean = _inverse + RowFloats(problem);
         _scratch = _mean + RowFloats(problem);
         _slotFloats = SlotFloats(problem);
@@ -147,7 +147,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         }
 
         long at = RowIndex(place, head, firstQuery);
-        new Span<float>(_maximum + at, queries).Fill(float.NegativeInfinity);
+        new Span<float>(_shift + at, queries).Fill(float.NegativeInfinity);
         new Span<float>(_inverse + at, queries).Clear();
         float* query = StoredRows.Read(_buffers.Query, batch, head, rows, shape.KeyDimension, room.Queries, out nint queryStride);
         StoredRows.Copy(_gradients.OutputGradient, batch, head, rows, shape.ValueDimension, room.Gradients, _valueStride);
@@ -177,12 +177,14 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
             {
                 int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
+                int widest = 0;
                 for (int i = 0; i < height; i++)
                 {
                     seen[i] = Math.Clamp(Seen(place, firstQuery + row + i) - firstKey, 0, tokens.Count);
+                    widest = Math.Max(widest, seen[i]);
                 }
 
-                AddTile(height, tokens.Count, seen, query + (row * queryStride), queryStride, row, at, room);
+                AddTile(height, widest, seen, query + (row * queryStride), queryStride, row, at, room);
             }
         }
 
@@ -192,7 +194,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             _inverse[at + row] = sum == 0 ? 0 : 1 / sum;
 
             // Where nothing but −∞ was seen, any finite shift gives the weight 0.
-            _maximum[at + row] = float.IsNegativeInfinity(_maximum[at + row]) ? 0 : _maximum[at + row];
+            _shift[at + row] = float.IsNegativeInfinity(_shift[at + row]) ? 0 : _shift[at + row];
             SimdBlas<TV>.Scale(_keyStride, _problem.Scale * _inverse[at + row], room.QueryGradient + ((nint)row * _keyStride), room.QueryGradient + ((nint)row * _keyStride));
         }
 
@@ -214,11 +216,11 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         }
     }
 
-    /// <summary>Adds a tile of n keys to the sums and gradients of up to six rows, of which row i sees the first <c>seen[i]</c>.</summary>
-    private void AddTile(int height, int n, int* seen, float* query, nint queryStride, int row, long at, QueryRoom room)
+    /// <summary>Adds a tile of keys to the sums and gradients of up to six rows, of which row i sees the first <c>seen[i]</c>, and none more than <c>widest</c>.</summary>
+    private void AddTile(int height, int widest, int* seen, float* query, nint queryStride, int row, long at, QueryRoom room)
     {
         AttentionShape shape = _problem.Shape;
-        int width = PackedForm<TV>.RoundUp(n);
+        int width = PackedForm<TV>.RoundUp(widest);
         float* gradient = room.QueryGradient + ((nint)row * _keyStride);
         MicroKernel<TV>.Multiply(height, width, shape.KeyDimension, query, queryStride, room.Keys, Tile, room.Scores, Tile, false);
         if (_wantsQueries)
@@ -231,7 +233,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         {
             if (seen[i] > 0)
             {
-                AddRow(seen[i], room.Scores + (i * Tile), room.Products + (i * Tile), at + row + i, gradient + ((nint)i * _keyStride));
+                AddRow(seen[i], room.Scores + (i * Tile), room.Weights, room.Products + (i * Tile), at + row + i, gradient + ((nint)i * _keyStride));
             }
         }
 
@@ -241,46 +243,15 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         }
     }
 
-    /// <summary>Raises a row to the largest logit so far, and puts the gradients of its logits where these were; all are divided by the sum at the end.</summary>
-    private void AddRow(int seen, float* scores, float* products, long row, float* gradient)
+    /// <summary>Puts the gradients of a row's logits where its scores were; all are divided by the sum at the end.</summary>
+    private void AddRow(int seen, float* scores, float* weights, float* products, long row, float* gradient)
     {
-        TV scale = TV.Broadcast(_problem.Scale);
-        int whole = seen / TV.Count * TV.Count;
-        int padded = PackedForm<TV>.RoundUp(seen);
-        TV highest = TV.Broadcast(float.NegativeInfinity);
-        for (int j = 0; j < whole; j += TV.Count)
-        {
-            TV value = TV.Multiply(scale, TV.Load(scores + j));
-            TV.Store(value, scores + j);
-            highest = TV.Max(highest, value);
-        }
-
-        float top = MathF.Max(_maximum[row], TV.MaxAcross(highest));
-        for (int j = whole; j < padded; j++)
-        {
-            scores[j] = j < seen ? scores[j] * _problem.Scale : float.NegativeInfinity;
-            top = MathF.Max(top, scores[j]);
-        }
-
-        if (top > _maximum[row])
-        {
-            float factor = MathF.Exp(_maximum[row] - top);
-            _maximum[row] = top;
-            _inverse[row] *= factor;
-            SimdBlas<TV>.Scale(_keyStride, factor, gradient, gradient);
-        }
-
-        TV shift = TV.Broadcast(float.IsNegativeInfinity(top) ? 0 : top);
+        OnlineSoftmax<TV>.Weigh(seen, _problem.Scale, scores, weights, _shift + row, _inverse + row, _keyStride, gradient);
         TV mean = TV.Broadcast(_mean[row]);
-        TV total = default;
-        for (int j = 0; j < padded; j += TV.Count)
+        for (int j = 0; j < seen; j += TV.Count)
         {
-            TV weight = SimdExp.Exp(TV.Subtract(TV.Load(scores + j), shift));
-            total = TV.Add(total, weight);
-            TV.Store(TV.Multiply(weight, TV.Subtract(TV.Load(products + j), mean)), scores + j);
+            TV.Store(TV.Multiply(TV.Load(weights + j), TV.Subtract(TV.Load(products + j), mean)), scores + j);
         }
-
-        _inverse[row] += TV.Sum(total);
     }
 
     // ---- over keys ----
@@ -351,11 +322,11 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         StoredRows.Copy(_buffers.Query, Batch(place), head, tokens, shape.KeyDimension, room.Queries, _keyStride);
         StoredRows.Copy(_gradients.OutputGradient, Batch(place), head, tokens, shape.ValueDimension, room.Gradients, _valueStride);
         SimdBlas<TV>.Transpose(rows, shape.KeyDimension, room.Queries, _keyStride, room.Columns, Tile);
-        MicroKernel<TV>.Multiply(n, width, shape.KeyDimension, room.Keys, _keyStride, room.Columns, Tile, room.Weights, Tile, false);
+        MultiplySeen(n, width, first, shape.KeyDimension, room.Keys, _keyStride, room.Columns, room.Weights);
         if (_wantsKeys)
         {
             SimdBlas<TV>.Transpose(rows, shape.ValueDimension, room.Gradients, _valueStride, room.Columns, Tile);
-            MicroKernel<TV>.Multiply(n, width, shape.ValueDimension, room.Values, _valueStride, room.Columns, Tile, room.Products, Tile, false);
+            MultiplySeen(n, width, first, shape.ValueDimension, room.Values, _valueStride, room.Columns, room.Products);
         }
 
         long at = RowIndex(place, head, firstQuery);
@@ -367,7 +338,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             for (int row = first[key] / TV.Count * TV.Count; row < width; row += TV.Count)
             {
                 TV logit = TV.Multiply(scale, TV.Load(weights + row));
-                TV weight = TV.Multiply(SimdExp.Exp(TV.Subtract(logit, TV.Load(_maximum + at + row))), TV.Load(_inverse + at + row));
+                TV weight = TV.Multiply(SimdExp.Exp(TV.Subtract(logit, TV.Load(_shift + at + row))), TV.Load(_inverse + at + row));
                 TV.Store(weight, weights + row);
                 TV.Store(TV.Multiply(weight, TV.Subtract(TV.Load(products + row), TV.Load(_mean + at + row))), products + row);
             }
@@ -382,6 +353,18 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         if (_wantsKeys)
         {
             SimdBlas<TV>.AddSuffixProduct(n, rows, first, room.Products, Tile, false, room.Queries, _keyStride, _keyStride, room.KeyGradient, _keyStride);
+        }
+    }
+
+    /// <summary><c>A B</c>, a row for each key and a column for each query, from the first query on that sees the key; what stands before is of no meaning.</summary>
+    private static void MultiplySeen(int n, int width, int* first, int inner, float* a, nint aStride, float* b, float* product)
+    {
+        for (int key = 0; key < n; key += MicroKernel<TV>.Rows)
+        {
+            int from = first[key] / TV.Count * TV.Count;
+            MicroKernel<TV>.Multiply(
+                Math.Min(MicroKernel<TV>.Rows, n - key), width - from, inner, a + (key * aStride), aStride, b + from, Tile, product + ((nint)key * Tile) + from, Tile,
+                false);
         }
     }
 
@@ -413,7 +396,8 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             QueryGradient = Gradients + ((long)valueStride * BlockRows);
             Output = QueryGradient + ((long)keyStride * BlockRows);
             Scores = Output + valueStride;
-            Products = Scores + (MicroKernel<TV>.Rows * Tile);
+            Weights = Scores + (MicroKernel<TV>.Rows * Tile);
+            Products = Weights + Tile;
             Queries = Products + (MicroKernel<TV>.Rows * Tile);
             Floats = Queries + (problem.Storage == ElementType.Single ? 0 : d * BlockRows) - start;
         }
@@ -438,6 +422,9 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         public float* Output { get; }
 
         public float* Scores { get; }
+
+        /// <summary>One row's weights.</summary>
+        public float* Weights { get; }
 
         /// <summary><c>g·v</c> for each score.</summary>
         public float* Products { get; }

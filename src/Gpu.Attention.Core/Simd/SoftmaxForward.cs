@@ -1,5 +1,4 @@
 using System.Numerics.Tensors;
-using System.Runtime.CompilerServices;
 
 namespace Gpu.Attention;
 
@@ -11,10 +10,10 @@ internal interface IForwardPass
 }
 
 /// <summary>
-/// Exact softmax attention in blocks of queries and tiles of keys, with a running maximum and sum a row (online softmax), so that memory
+/// Exact softmax attention in blocks of queries and tiles of keys, with a running shift and sum a row (<see cref="OnlineSoftmax{TV}"/>), so that memory
 /// does not grow with the square of the length.
 /// </summary>
-/// <remarks>Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022).</remarks>
+/// <remarks>Dao et al., "FlashAttention" (2022).</remarks>
 internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBody, IForwardPass
     where TV : struct, ISimdVector<TV>
 {
@@ -22,7 +21,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     private const int BlockRows = 64 * MicroKernel<TV>.Rows;
 
     /// <summary>Keys of a tile: K and V of it stay in the first-level cache at the usual dimensions.</summary>
-    private const int TileKeys = LinearLayout.Chunk;
+    private const int TileKeys = OnlineSoftmax<TV>.TileKeys;
 
     private AttentionProblem _problem = null!;
     private AttentionBuffers _buffers;
@@ -87,7 +86,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             new Span<float>(scratch.Output + ((nint)row * _valueStride), _valueStride).Clear();
         }
 
-        new Span<float>(scratch.Maximum, queries).Fill(float.NegativeInfinity);
+        new Span<float>(scratch.Shift, queries).Fill(float.NegativeInfinity);
         new Span<float>(scratch.Sum, queries).Clear();
 
         float* query = StoredRows.Read(
@@ -119,12 +118,14 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
             {
                 int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
+                int widest = 0;
                 for (int i = 0; i < height; i++)
                 {
                     seen[i] = Math.Clamp(visible[row + i] - firstKey, 0, tokens.Count);
+                    widest = Math.Max(widest, seen[i]);
                 }
 
-                AddTile(height, tokens.Count, seen, query + (row * queryStride), queryStride, row, scratch);
+                AddTile(height, widest, seen, query + (row * queryStride), queryStride, row, scratch);
             }
         }
 
@@ -143,112 +144,23 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         }
     }
 
-    /// <summary>Adds a tile of n keys to up to six output rows, of which row i sees the first <c>seen[i]</c>.</summary>
-    private void AddTile(int height, int n, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
+    /// <summary>Adds a tile of keys to up to six output rows, of which row i sees the first <c>seen[i]</c>, and none more than <c>widest</c>.</summary>
+    private void AddTile(int height, int widest, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
     {
         float* output = scratch.Output + ((nint)row * _valueStride);
         MicroKernel<TV>.Multiply(
-            height, PackedForm<TV>.RoundUp(n), _problem.Shape.KeyDimension, query, queryStride, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
+            height, PackedForm<TV>.RoundUp(widest), _problem.Shape.KeyDimension, query, queryStride, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
         for (int i = 0; i < height; i++)
         {
             if (seen[i] > 0)
             {
-                Rescale(
-                    seen[i], scratch.Scores + ((nint)i * TileKeys), scratch.Maximum + row + i, scratch.Sum + row + i, output + ((nint)i * _valueStride));
+                OnlineSoftmax<TV>.Weigh(
+                    seen[i], _problem.Scale, scratch.Scores + ((nint)i * TileKeys), scratch.Weights + ((nint)i * TileKeys), scratch.Shift + row + i,
+                    scratch.Sum + row + i, _valueStride, output + ((nint)i * _valueStride));
             }
         }
 
-        SimdBlas<TV>.AddCausalProduct(height, seen, scratch.Scores, TileKeys, scratch.Values, _valueStride, _valueStride, output, _valueStride);
-    }
-
-    private void Rescale(int seen, float* scores, float* maximum, float* sum, float* output)
-    {
-        TV scale = TV.Broadcast(_problem.Scale);
-        if (seen == TileKeys && TileKeys % (4 * TV.Count) == 0)
-        {
-            RescaleWhole(scale, scores, maximum, sum, output);
-            return;
-        }
-
-        int whole = seen / TV.Count * TV.Count;
-        int padded = PackedForm<TV>.RoundUp(seen);
-        TV highest = TV.Broadcast(float.NegativeInfinity);
-        for (int j = 0; j < whole; j += TV.Count)
-        {
-            TV value = TV.Multiply(scale, TV.Load(scores + j));
-            TV.Store(value, scores + j);
-            highest = TV.Max(highest, value);
-        }
-
-        float top = TV.MaxAcross(highest);
-        for (int j = whole; j < padded; j++)
-        {
-            scores[j] = j < seen ? scores[j] * _problem.Scale : float.NegativeInfinity;
-            top = MathF.Max(top, scores[j]);
-        }
-
-        TV shift = TV.Broadcast(Raise(top, maximum, sum, output));
-        TV total = default;
-        for (int j = 0; j < padded; j += TV.Count)
-        {
-            TV value = SimdExp.Exp(TV.Subtract(TV.Load(scores + j), shift));
-            total = TV.Add(total, value);
-            TV.Store(value, scores + j);
-        }
-
-        *sum += TV.Sum(total);
-    }
-
-    /// <summary>A row that sees the whole tile, four vectors at a time.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private void RescaleWhole(TV scale, float* scores, float* maximum, float* sum, float* output)
-    {
-        TV highest = TV.Broadcast(float.NegativeInfinity);
-        for (int j = 0; j < TileKeys; j += 4 * TV.Count)
-        {
-            TV high = TV.Max(TV.Multiply(scale, TV.Load(scores + j)), TV.Multiply(scale, TV.Load(scores + j + TV.Count)));
-            TV other = TV.Max(TV.Multiply(scale, TV.Load(scores + j + (2 * TV.Count))), TV.Multiply(scale, TV.Load(scores + j + (3 * TV.Count))));
-            highest = TV.Max(highest, TV.Max(high, other));
-        }
-
-        TV shift = TV.Broadcast(Raise(TV.MaxAcross(highest), maximum, sum, output));
-        TV total = default;
-        for (int j = 0; j < TileKeys; j += 4 * TV.Count)
-        {
-            TV x0 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j)), shift);
-            TV x1 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + TV.Count)), shift);
-            TV x2 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + (2 * TV.Count))), shift);
-            TV x3 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + (3 * TV.Count))), shift);
-            SimdExp.Exp(ref x0, ref x1, ref x2, ref x3);
-            TV.Store(x0, scores + j);
-            TV.Store(x1, scores + j + TV.Count);
-            TV.Store(x2, scores + j + (2 * TV.Count));
-            TV.Store(x3, scores + j + (3 * TV.Count));
-            total = TV.Add(total, TV.Add(TV.Add(x0, x1), TV.Add(x2, x3)));
-        }
-
-        *sum += TV.Sum(total);
-    }
-
-    /// <summary>Brings a row's sums to its largest logit so far. Returns what logits are to be lowered by.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private float Raise(float top, float* maximum, float* sum, float* output)
-    {
-        float before = *maximum;
-        if (top > before)
-        {
-            float factor = MathF.Exp(before - top);
-            *maximum = top;
-            *sum *= factor;
-            SimdBlas<TV>.Scale(_valueStride, factor, output, output);
-        }
-        else
-        {
-            top = before;
-        }
-
-        // Nothing but −∞ seen yet: any finite shift gives the weight 0.
-        return float.IsNegativeInfinity(top) ? 0 : top;
+        SimdBlas<TV>.AddCausalProduct(height, seen, scratch.Weights, TileKeys, scratch.Values, _valueStride, _valueStride, output, _valueStride);
     }
 
     /// <summary>One thread's scratch memory; with a null start only its size.</summary>
@@ -262,8 +174,9 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             Values = Keys + (d * TileKeys);
             Output = Values + ((nint)TileKeys * valueStride);
             Scores = Output + ((nint)BlockRows * valueStride);
-            Maximum = Scores + (MicroKernel<TV>.Rows * TileKeys);
-            Sum = Maximum + BlockRows;
+            Weights = Scores + (MicroKernel<TV>.Rows * TileKeys);
+            Shift = Weights + (MicroKernel<TV>.Rows * TileKeys);
+            Sum = Shift + BlockRows;
             KeyRows = Sum + BlockRows;
             Queries = KeyRows + (isStoredWide && problem.Layout is null ? 0 : d * TileKeys);
             Floats = Queries + (isStoredWide ? 0 : d * BlockRows) - start;
@@ -280,7 +193,11 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
 
         public float* Scores { get; }
 
-        public float* Maximum { get; }
+        /// <summary>What the scores come to, beside them: a row may have to be weighed twice.</summary>
+        public float* Weights { get; }
+
+        /// <summary>What each row's logits are lowered by: none is larger by much.</summary>
+        public float* Shift { get; }
 
         public float* Sum { get; }
 
