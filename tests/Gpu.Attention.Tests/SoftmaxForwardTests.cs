@@ -33,6 +33,33 @@ public sealed class SoftmaxForwardTests
         }
     }
 
+    // A logit that is rounded must be lowered by what it was rounded to: one key among zeros takes all the weight, however large its logit is.
+    [Theory]
+    [InlineData(0.3f, 30)]
+    [InlineData(0.3f, 100)]
+    [InlineData(0.3f, 1000)]
+    [InlineData(0.08838835f, 1000)]
+    [InlineData(0.3f, 3e5f)]
+    [InlineData(0.08838835f, 1.1e6f)]
+    public void One_large_logit_takes_all_the_weight(float scale, float x)
+    {
+        foreach (int keys in new[] { 1, 64, 65, 200 })
+        {
+            foreach (int at in new[] { 0, keys - 1 })
+            {
+                var problem = new AttentionProblem { Shape = new AttentionShape(1, 1, keys, 1, 1, 1, 1), Scale = scale };
+                float[] k = new float[keys];
+                float[] v = new float[keys];
+                (k[at], v[at]) = (x, 1);
+                var engine = new SimdEngine();
+                float[] output = EngineRun.Forward(engine, EngineMemory.Host, problem, [x], k, v);
+                float[] valueGradient = EngineRun.Backward(engine, EngineMemory.Host, problem, [x], k, v, output, [1]).Gradients.Value;
+                Assert.Equal(1, output[0]);
+                Assert.Equal(v, valueGradient);
+            }
+        }
+    }
+
     // A row that sees so many keys of a tile has the bits that it has in a problem that ends there, whatever the rows of its group see.
     [Fact]
     public void A_row_has_the_bits_of_a_problem_of_the_keys_that_it_sees()

@@ -13,8 +13,8 @@ internal static unsafe class OnlineSoftmax<TV>
     /// <summary>Keys of a tile.</summary>
     public const int TileKeys = LinearLayout.Chunk;
 
-    /// <summary>What a tile's weights may come to before the shift is raised to the largest logit: far from the largest float, however many tiles are summed.</summary>
-    private const float MaxTileSum = 4096;
+    /// <summary>What a tile's weights may come to before the shift is raised to the largest logit: little more than the 64 that they come to when all logits are equal.</summary>
+    private const float MaxTileSum = 256;
 
     /// <summary>Weighs the first keys of a tile for one row.</summary>
     /// <param name="seen">How many keys.</param>
@@ -75,14 +75,15 @@ internal static unsafe class OnlineSoftmax<TV>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static float WeighWhole(TV scale, float* scores, float shift, float* weights)
     {
-        TV lower = TV.Broadcast(-shift);
+        // Rounded as the largest logit is, which must come to 0: fused, a large one would not.
+        TV lower = TV.Broadcast(shift);
         TV total = default;
         for (int j = 0; j < TileKeys; j += 4 * TV.Count)
         {
-            TV x0 = TV.MultiplyAdd(scale, TV.Load(scores + j), lower);
-            TV x1 = TV.MultiplyAdd(scale, TV.Load(scores + j + TV.Count), lower);
-            TV x2 = TV.MultiplyAdd(scale, TV.Load(scores + j + (2 * TV.Count)), lower);
-            TV x3 = TV.MultiplyAdd(scale, TV.Load(scores + j + (3 * TV.Count)), lower);
+            TV x0 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j)), lower);
+            TV x1 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + TV.Count)), lower);
+            TV x2 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + (2 * TV.Count))), lower);
+            TV x3 = TV.Subtract(TV.Multiply(scale, TV.Load(scores + j + (3 * TV.Count))), lower);
             SimdExp.Exp(ref x0, ref x1, ref x2, ref x3);
             TV.Store(x0, weights + j);
             TV.Store(x1, weights + j + TV.Count);
