@@ -106,7 +106,6 @@ internal static unsafe class OnlineSoftmax<TV>
             *shift = top;
             *sum *= factor;
             SimdBlas<TV>.Scale(width, factor, sums, sums);
-
         }
         else
         {

@@ -177,14 +177,12 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
             {
                 int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
-                int widest = 0;
                 for (int i = 0; i < height; i++)
                 {
                     seen[i] = Math.Clamp(Seen(place, firstQuery + row + i) - firstKey, 0, tokens.Count);
-                    widest = Math.Max(widest, seen[i]);
                 }
 
-                AddTile(height, widest, seen, query + (row * queryStride), queryStride, row, at, room);
+                AddTile(height, seen, query + (row * queryStride), queryStride, row, at, room);
             }
         }
 
@@ -216,11 +214,11 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         }
     }
 
-    /// <summary>Adds a tile of keys to the sums and gradients of up to six rows, of which row i sees the first <c>seen[i]</c>, and none more than <c>widest</c>.</summary>
-    private void AddTile(int height, int widest, int* seen, float* query, nint queryStride, int row, long at, QueryRoom room)
+    /// <summary>Adds a tile of keys to the sums and gradients of up to six rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
+    private void AddTile(int height, int* seen, float* query, nint queryStride, int row, long at, QueryRoom room)
     {
         AttentionShape shape = _problem.Shape;
-        int width = PackedForm<TV>.RoundUp(widest);
+        int width = PackedForm<TV>.RoundUp(seen[height - 1]);
         float* gradient = room.QueryGradient + ((nint)row * _keyStride);
         MicroKernel<TV>.Multiply(height, width, shape.KeyDimension, query, queryStride, room.Keys, Tile, room.Scores, Tile, false);
         if (_wantsQueries)

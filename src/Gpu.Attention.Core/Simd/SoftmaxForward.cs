@@ -118,14 +118,12 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
             {
                 int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
-                int widest = 0;
                 for (int i = 0; i < height; i++)
                 {
                     seen[i] = Math.Clamp(visible[row + i] - firstKey, 0, tokens.Count);
-                    widest = Math.Max(widest, seen[i]);
                 }
 
-                AddTile(height, widest, seen, query + (row * queryStride), queryStride, row, scratch);
+                AddTile(height, seen, query + (row * queryStride), queryStride, row, scratch);
             }
         }
 
@@ -144,12 +142,12 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         }
     }
 
-    /// <summary>Adds a tile of keys to up to six output rows, of which row i sees the first <c>seen[i]</c>, and none more than <c>widest</c>.</summary>
-    private void AddTile(int height, int widest, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
+    /// <summary>Adds a tile of keys to up to six output rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
+    private void AddTile(int height, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
     {
         float* output = scratch.Output + ((nint)row * _valueStride);
         MicroKernel<TV>.Multiply(
-            height, PackedForm<TV>.RoundUp(widest), _problem.Shape.KeyDimension, query, queryStride, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
+            height, PackedForm<TV>.RoundUp(seen[height - 1]), _problem.Shape.KeyDimension, query, queryStride, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
         for (int i = 0; i < height; i++)
         {
             if (seen[i] > 0)
