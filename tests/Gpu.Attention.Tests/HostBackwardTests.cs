@@ -75,16 +75,21 @@ public sealed class HostBackwardTests
         Assert.Equal(one.Value, many.Value);
     }
 
-    // Fewer chains than threads: a chain's chunks are spread over them, with states on either side and, at the larger deviation, chunks that are cut.
+    // Fewer chains than threads: a chain's chunks are spread over them, with states on either side and, at the larger deviation, chunks that are cut. Wide states
+    // are scanned by several threads, and the longer chain takes several rounds of chunks.
     [Theory]
-    [InlineData("favor+", 0.5, true)]
-    [InlineData("favor+", 12, true)]
-    [InlineData("elu", 1, true)]
-    [InlineData("favor+", 0.5, false)]
-    [InlineData("elu", 1, false)]
-    public void Threads_change_no_bit_of_one_chain(string map, double std, bool causal)
+    [InlineData("favor+", 0.5, true, false)]
+    [InlineData("favor+", 12, true, false)]
+    [InlineData("elu", 1, true, false)]
+    [InlineData("favor+", 0.5, false, false)]
+    [InlineData("elu", 1, false, false)]
+    [InlineData("favor+ wide", 0.5, true, true)]
+    [InlineData("favor+ wide", 5, true, true)]
+    [InlineData("relu wide", 1, true, true)]
+    [InlineData("favor+ wide", 0.5, false, true)]
+    public void Threads_change_no_bit_of_one_chain(string map, double std, bool causal, bool isWide)
     {
-        var shape = new AttentionShape(1, 700, 700, 2, 1, 5, 3);
+        AttentionShape shape = isWide ? new(1, 2200, 2200, 2, 1, 16, 40) : new(1, 700, 700, 2, 1, 5, 3);
         AttentionProblem problem = Maps.Problem(map, shape, causal);
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 76, std);
         float[] g = TestData.Normal(77, shape.OutputElements);

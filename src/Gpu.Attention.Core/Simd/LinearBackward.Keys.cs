@@ -165,18 +165,45 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
-    /// <summary>As <see cref="ReduceBlock"/>, with the chunks in all threads.</summary>
-    private void ReduceBlockByChunk(long chain, int block, int chunks, in Room room)
+    /// <summary>As <see cref="ReduceBlock"/>, with chunks in all threads, some at a time, which are scanned while they are near.</summary>
+    private void ReduceByChunk(long chain, int first, int end, in Room room)
     {
-        int first = block * BlockChunks;
-        int end = Math.Min(chunks, first + BlockChunks);
-        Do(Phase.Project, first, end - first);
-        PredictScales(first, end, room);
-        Do(Phase.Reduce, first, end - first);
+        for (int next; first < end; first = next)
+        {
+            next = Math.Min(end, first + _rooms.ChunksAtOnce);
+            Do(Phase.Project, first, next - first);
+            PredictScales(first, next, room);
+            Do(Phase.Reduce, first, next - first);
+            if (!AreRegular(first, next, room))
+            {
+                for (int chunk = first; chunk < next; chunk++)
+                {
+                    AddReduced(chain, chunk, room);
+                }
+
+                continue;
+            }
+
+            Scan(Phase.AddReduced, first, next);
+            if (_mode == FeatureMode.Logarithmic)
+            {
+                Copy(room.KeysAt(next - 1).Scale, room.State.LogScale, _layout.FeatureWidth);
+            }
+        }
+    }
+
+    /// <summary>True when none of some chunks is cut into segments.</summary>
+    private static bool AreRegular(int first, int end, in Room room)
+    {
         for (int chunk = first; chunk < end; chunk++)
         {
-            AddReduced(chain, chunk, room);
+            if (*room.KeysAt(chunk).Irregular != 0)
+            {
+                return false;
+            }
         }
+
+        return true;
     }
 
     /// <summary>The scale of each chunk, if none before it is cut into segments.</summary>
@@ -223,12 +250,30 @@ internal sealed unsafe partial class LinearBackward<TV>
             return;
         }
 
-        Raise(state.Sums, state.LogScale, keys.First, keys.Before, keys.Scale, room);
-        for (nint i = 0; i < SumFloats; i += TV.Count)
+        AddReducedRows(keys, 0, SumRows, room);
+        if (_mode == FeatureMode.Logarithmic)
         {
-            TV before = TV.Load(state.Sums + i);
-            TV.Store(TV.Add(TV.Load(keys.Sums + i), before), state.Sums + i);
-            TV.Store(before, keys.Sums + i);
+            Copy(keys.Scale, state.LogScale, _layout.FeatureWidth);
+        }
+    }
+
+    /// <summary>Takes rows of the state from before a reduced chunk to behind it, and leaves those before it in the chunk.</summary>
+    private void AddReducedRows(Keys keys, int firstRow, int endRow, in Room room)
+    {
+        (int width, nint rs) = (_layout.FeatureWidth, _layout.FeatureStride);
+        float* factors = room.Scratch.Factors;
+        bool isRaised = _mode == FeatureMode.Logarithmic && FindRaise(keys.Before, keys.Scale, factors);
+        for (int row = firstRow; row < endRow; row++)
+        {
+            float* state = room.State.Sums + (row * rs);
+            float* sums = keys.Sums + (row * rs);
+            for (int i = 0; i < width; i += TV.Count)
+            {
+                TV before = TV.Load(state + i);
+                before = isRaised ? TV.Multiply(before, TV.Load(factors + i)) : before;
+                TV.Store(TV.Add(TV.Load(sums + i), before), state + i);
+                TV.Store(before, sums + i);
+            }
         }
     }
 
@@ -300,39 +345,58 @@ internal sealed unsafe partial class LinearBackward<TV>
         Copy(logScale, before, width);
         for (int i = 0; i < width; i += TV.Count)
         {
-            TV own = TV.Load(before + i);
-            TV raised = TV.MaxOrNaN(own, TV.Load(first + i));
+            TV raised = TV.MaxOrNaN(TV.Load(before + i), TV.Load(first + i));
             TV.Store(raised, scale + i);
             TV.Store(raised, logScale + i);
-
-            // Of equals the difference is 0 even at −∞, where a feature is switched off.
-            float* difference = room.Scratch.Factors + i;
-            TV.Store(TV.Subtract(TV.Finite(own), TV.Finite(raised)), difference);
-            if (IsAnyNonzero(difference))
-            {
-                ScaleColumns(sums + i, SimdExp.Exp(TV.Load(difference)));
-            }
         }
+
+        FindRaise(before, scale, room.Scratch.Factors);
+        ScaleColumns(sums, room.Scratch.Factors);
     }
 
-    private static bool IsAnyNonzero(float* lanes)
+    /// <summary>What brings a state from one scale to a larger one; false when nothing changes.</summary>
+    private bool FindRaise(float* from, float* to, float* factors)
     {
         bool isAny = false;
-        for (int lane = 0; lane < TV.Count; lane++)
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
-            isAny |= lanes[lane] != 0;
+            // Of equals the difference is 0 even at −∞, where a feature is switched off.
+            TV.Store(SimdExp.Exp(TV.Subtract(TV.Finite(TV.Load(from + i)), TV.Finite(TV.Load(to + i)))), factors + i);
+            isAny |= IsChange(factors + i);
         }
 
         return isAny;
     }
 
-    /// <summary>A vector of features of Ŝᵀ or R̂ᵀ, each times its factor.</summary>
-    private void ScaleColumns(float* sums, TV factors)
+    /// <summary>True when any factor of a vector is not 1.</summary>
+    private static bool IsChange(float* factors)
     {
-        for (int row = 0; row <= _problem.Shape.ValueDimension; row++)
+        bool isAny = false;
+        for (int lane = 0; lane < TV.Count; lane++)
         {
-            TV.Store(TV.Multiply(TV.Load(sums), factors), sums);
-            sums += _layout.FeatureStride;
+            isAny |= factors[lane] != 1;
+        }
+
+        return isAny;
+    }
+
+    /// <summary>Ŝᵀ or R̂ᵀ, each feature times its factor. Scales change seldom: vectors of features that keep theirs are left alone.</summary>
+    private void ScaleColumns(float* sums, float* factors)
+    {
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+        {
+            if (!IsChange(factors + i))
+            {
+                continue;
+            }
+
+            TV factor = TV.Load(factors + i);
+            float* x = sums + i;
+            for (int row = 0; row < SumRows; row++)
+            {
+                TV.Store(TV.Multiply(TV.Load(x), factor), x);
+                x += _layout.FeatureStride;
+            }
         }
     }
 

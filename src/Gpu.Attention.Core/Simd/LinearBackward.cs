@@ -22,28 +22,39 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 {
     private const int BlockChunks = LinearBackwardLayout.BlockChunks;
 
+    /// <summary>Floats that are scanned, from which on it is worth another thread: half a megabyte, some 20 µs of work.</summary>
+    private const int FloatsWorthThreads = 1 << 17;
+
     private GradientBuffers _gradients;
     private LinearBackwardLayout _rooms;
     private float* _start;
     private Phase _phase;
     private long _chain;
     private int _firstItem;
+    private int _endItem;
+    private int _pieces;
     private bool _wantsQueries;
     private bool _wantsKeys;
     private bool _wantsValues;
     private bool _wantsReverse;
 
-    /// <summary>Floats of Ŝᵀ or R̂ᵀ with their last row.</summary>
-    private nint SumFloats => (nint)(_problem.Shape.ValueDimension + 1) * _layout.FeatureStride;
+    /// <summary>Rows of Ŝᵀ or R̂ᵀ.</summary>
+    private int SumRows => _problem.Shape.ValueDimension + 1;
+
+    /// <summary>Floats of Ŝᵀ or R̂ᵀ.</summary>
+    private nint SumFloats => (nint)SumRows * _layout.FeatureStride;
 
     private enum Phase
     {
         Chain,
         Project,
         Reduce,
+        AddReduced,
         AskChunk,
+        AddAskedBehind,
         AnswerChunk,
         AskState,
+        AddAsked,
         AnswerKeys,
     }
 
@@ -89,6 +100,27 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             case Phase.Chain:
                 RunChain(item, room);
                 break;
+            case Phase.AddReduced:
+                for (int chunk = _firstItem; chunk < _endItem; chunk++)
+                {
+                    AddReducedRows(room.KeysAt(chunk), FirstRow(item), FirstRow(item + 1), room);
+                }
+
+                break;
+            case Phase.AddAskedBehind:
+                for (int chunk = _endItem - 1; chunk >= _firstItem; chunk--)
+                {
+                    AddAskedBehind(room.KeysAt(chunk), room.TileAt(chunk).Asked, FirstRow(item), FirstRow(item + 1), room);
+                }
+
+                break;
+            case Phase.AddAsked:
+                for (int block = _firstItem; block < _endItem; block++)
+                {
+                    AddAsked(room.TileAt(block).Asked, FirstRow(item), FirstRow(item + 1), room);
+                }
+
+                break;
             case Phase.Project:
                 ProjectKeys(_chain, index, room.KeysAt(index), room);
                 break;
@@ -117,6 +149,17 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         (_phase, _firstItem) = (phase, first);
         loop.Run(this, items);
     }
+
+    /// <summary>Takes Ŝᵀ or R̂ᵀ through some chunks or blocks in their order, every thread some of its rows.</summary>
+    private void Scan(Phase phase, int first, int end)
+    {
+        _endItem = end;
+        _pieces = (end - first) * SumFloats < FloatsWorthThreads ? 1 : Math.Min(loop.Degree, SumRows);
+        Do(phase, first, _pieces);
+    }
+
+    /// <summary>The first row of a piece of Ŝᵀ or R̂ᵀ.</summary>
+    private int FirstRow(long piece) => (int)(SumRows * piece / _pieces);
 
     private void RunChain(long chain, in Room room)
     {
@@ -178,7 +221,9 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
     }
 
-    /// <summary>As <see cref="RunCausal"/>, with a block's chunks in all threads: what is asked of each is summed by itself, and then handed back in turn.</summary>
+    /// <summary>
+    /// As <see cref="RunCausal"/>, with chunks in all threads, some at a time: what is asked of each is summed by itself, and then handed back in turn.
+    /// </summary>
     private void RunCausalByChunk(long chain, in Room room)
     {
         int chunks = KeyChunks(Place(chain));
@@ -186,38 +231,57 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         for (int block = 0; block < blocks; block++)
         {
             Copy(room.State, room.Boundary(block));
-            ReduceBlockByChunk(chain, block, chunks, room);
+            ReduceByChunk(chain, block * BlockChunks, Math.Min(chunks, (block + 1) * BlockChunks), room);
         }
 
         ImportFinal(chain, room);
         for (int block = blocks - 1; block >= 0; block--)
         {
+            int first = block * BlockChunks;
+            int end = Math.Min(chunks, first + BlockChunks);
             if (block < blocks - 1)
             {
                 Copy(room.Boundary(block), room.State);
-                ReduceBlockByChunk(chain, block, chunks, room);
+                ReduceByChunk(chain, first, end, room);
             }
 
-            int first = block * BlockChunks;
-            int end = Math.Min(chunks, first + BlockChunks);
-            Do(Phase.AskChunk, first, end - first);
-            for (int chunk = end - 1; chunk >= first; chunk--)
+            for (int start; end > first; end = start)
             {
-                Keys keys = room.KeysAt(chunk);
-                if (*keys.Irregular != 0)
-                {
-                    RunChunk(chain, chunk, room);
-                    continue;
-                }
-
-                AddAsked(room.TileAt(chunk).Asked, keepsReverse: true, room);
-                LowerBehind(keys, room);
+                start = Math.Max(first, end - _rooms.ChunksAtOnce);
+                Do(Phase.AskChunk, start, end - start);
+                HandBack(chain, start, end, room);
+                Do(Phase.AnswerChunk, start, end - start);
             }
-
-            Do(Phase.AnswerChunk, first, end - first);
         }
 
         RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
+    }
+
+    /// <summary>Takes R̂ from behind some chunks to before them, and leaves R̂ behind each with it.</summary>
+    private void HandBack(long chain, int first, int end, in Room room)
+    {
+        if (AreRegular(first, end, room))
+        {
+            if (_wantsReverse)
+            {
+                Scan(Phase.AddAskedBehind, first, end);
+            }
+
+            return;
+        }
+
+        for (int chunk = end - 1; chunk >= first; chunk--)
+        {
+            Keys keys = room.KeysAt(chunk);
+            if (*keys.Irregular != 0)
+            {
+                RunChunk(chain, chunk, room);
+            }
+            else if (_wantsReverse)
+            {
+                AddAskedBehind(keys, room.TileAt(chunk).Asked, 0, SumRows, room);
+            }
+        }
     }
 
     private void RunBidirectional(long chain, in Room room)
@@ -245,19 +309,8 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     {
         int place = Place(chain);
         int chunks = KeyChunks(place);
-        int kept = _rooms.KeptChunks;
-        for (int first = 0; first < chunks; first += kept)
-        {
-            int end = Math.Min(chunks, first + kept);
-            Do(Phase.Project, first, end - first);
-            PredictScales(first, end, room);
-            Do(Phase.Reduce, first, end - first);
-            for (int chunk = first; chunk < end; chunk++)
-            {
-                AddReduced(chain, chunk, room);
-            }
-        }
-
+        int together = _rooms.ChunksAtOnce;
+        ReduceByChunk(chain, 0, chunks, room);
         ImportFinal(chain, room);
         (int firstBlock, int endBlock) = BlocksOf(place, -1);
         if (IsBlind(place))
@@ -266,19 +319,19 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             endBlock = firstBlock;
         }
 
-        for (int first = firstBlock; first < endBlock; first += kept)
+        for (int first = firstBlock; first < endBlock; first += together)
         {
-            int end = Math.Min(endBlock, first + kept);
+            int end = Math.Min(endBlock, first + together);
             Do(Phase.AskState, first, end - first);
-            for (int block = first; block < end; block++)
+            if (_wantsReverse)
             {
-                AddAsked(room.TileAt(block).Asked, keepsReverse: false, room);
+                Scan(Phase.AddAsked, first, end);
             }
         }
 
-        for (int first = 0; first < chunks && (_wantsKeys || _wantsValues); first += kept)
+        for (int first = 0; first < chunks && (_wantsKeys || _wantsValues); first += together)
         {
-            Do(Phase.AnswerKeys, first, Math.Min(kept, chunks - first));
+            Do(Phase.AnswerKeys, first, Math.Min(together, chunks - first));
         }
 
         LowerToInitial(chain, room);
@@ -396,9 +449,9 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         {
             AddProduct(chain, chunk, query, count, room);
         }
-        else
+        else if (_wantsReverse)
         {
-            AddAsked(view.Tile.Asked, keepsReverse: false, room);
+            AddAsked(view.Tile.Asked, 0, SumRows, room);
         }
     }
 
@@ -462,7 +515,10 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             {
                 Tile tile = room.TileAt(0);
                 AskState(chain, block, state, tile, room);
-                AddAsked(tile.Asked, keepsReverse: false, room);
+                if (_wantsReverse)
+                {
+                    AddAsked(tile.Asked, 0, SumRows, room);
+                }
             }
         }
     }
@@ -573,22 +629,33 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
     // ---- the state's gradient ----
 
-    /// <summary>Adds what some queries ask to R̂, and leaves R̂ before that in its place when it is to be kept.</summary>
-    private void AddAsked(float* asked, bool keepsReverse, in Room room)
+    /// <summary>Adds what some queries ask to rows of R̂.</summary>
+    private void AddAsked(float* asked, int firstRow, int endRow, in Room room)
     {
-        if (!_wantsReverse)
-        {
-            return;
-        }
-
         float* reverse = room.Reverse;
-        for (nint i = 0; i < SumFloats; i += TV.Count)
+        nint end = (nint)endRow * _layout.FeatureStride;
+        for (nint i = (nint)firstRow * _layout.FeatureStride; i < end; i += TV.Count)
         {
-            TV before = TV.Load(reverse + i);
-            TV.Store(TV.Add(before, TV.Load(asked + i)), reverse + i);
-            if (keepsReverse)
+            TV.Store(TV.Add(TV.Load(reverse + i), TV.Load(asked + i)), reverse + i);
+        }
+    }
+
+    /// <summary>Takes rows of R̂ from behind a chunk to before it, and leaves R̂ behind it where what its queries ask was.</summary>
+    private void AddAskedBehind(Keys keys, float* asked, int firstRow, int endRow, in Room room)
+    {
+        (int width, nint rs) = (_layout.FeatureWidth, _layout.FeatureStride);
+        float* factors = room.Scratch.Factors;
+        bool isLowered = _mode == FeatureMode.Logarithmic && FindLowering(keys.Scale, keys.Before, factors);
+        for (int row = firstRow; row < endRow; row++)
+        {
+            float* reverse = room.Reverse + (row * rs);
+            float* own = asked + (row * rs);
+            for (int i = 0; i < width; i += TV.Count)
             {
-                TV.Store(before, asked + i);
+                TV behind = TV.Load(reverse + i);
+                TV before = TV.Add(behind, TV.Load(own + i));
+                TV.Store(isLowered ? TV.Multiply(before, TV.Load(factors + i)) : before, reverse + i);
+                TV.Store(behind, own + i);
             }
         }
     }
@@ -641,12 +708,17 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     /// <summary>Brings R̂ from one scale to an earlier one, which is never larger.</summary>
     private void Lower(float* from, float* to, in Room room)
     {
-        if (!_wantsReverse)
+        if (_wantsReverse)
         {
-            return;
+            FindLowering(from, to, room.Scratch.Factors);
+            ScaleColumns(room.Reverse, room.Scratch.Factors);
         }
+    }
 
-        float* factors = room.Scratch.Factors;
+    /// <summary>What brings R̂ from one scale to an earlier one; false when nothing changes.</summary>
+    private bool FindLowering(float* from, float* to, float* factors)
+    {
+        bool isAny = false;
         for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
             for (int lane = 0; lane < TV.Count; lane++)
@@ -656,11 +728,11 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
                 factors[i + lane] = float.IsNegativeInfinity(target) ? target : target - from[i + lane];
             }
 
-            if (IsAnyNonzero(factors + i))
-            {
-                ScaleColumns(room.Reverse + i, SimdExp.Exp(TV.Load(factors + i)));
-            }
+            TV.Store(SimdExp.Exp(TV.Load(factors + i)), factors + i);
+            isAny |= IsChange(factors + i);
         }
+
+        return isAny;
     }
 
     private void Copy(State source, State target)

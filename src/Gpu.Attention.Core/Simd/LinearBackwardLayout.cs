@@ -14,13 +14,12 @@ internal readonly struct LinearBackwardLayout
     /// <summary>Chunks of a block.</summary>
     public const int BlockChunks = 256;
 
-    /// <summary>Chunks, or blocks of queries, that every thread finds at once where nothing is asked of a chunk but its sums.</summary>
+    /// <summary>Chunks, or blocks of queries, that every thread finds at once: few enough to stay near, enough to share them evenly.</summary>
     private const int ChunksPerThread = 8;
 
     private readonly int _boundaries;
     private readonly int _gradientStride;
     private readonly bool _isDirect;
-    private readonly int _tiles;
     private readonly long _keysFloats;
     private readonly long _stateFloats;
     private readonly long _scratchFloats;
@@ -29,10 +28,9 @@ internal readonly struct LinearBackwardLayout
     {
         Passes = new LinearLayout(problem, degree, vectorLength, sweepsTokens: false);
         bool byChain = Passes.ByChain;
-        KeptChunks = problem.Causal ? Math.Clamp(Passes.KeyChunks, 1, BlockChunks)
-            : byChain ? 1
+        ChunksAtOnce = byChain ? 1
             : Math.Clamp(Math.Max(Passes.KeyChunks, Passes.QueryBlocks), 1, (int)Math.Min(BlockChunks, (long)ChunksPerThread * degree));
-        _tiles = byChain ? 1 : KeptChunks;
+        KeptChunks = problem.Causal ? Math.Clamp(Passes.KeyChunks, 1, BlockChunks) : ChunksAtOnce;
         _boundaries = problem.Causal ? Math.Max(1, LinearLayout.Pieces(Passes.KeyChunks, BlockChunks)) : 0;
         _gradientStride = LinearLayout.RoundUp(problem.Shape.ValueDimension + 1, vectorLength);
         _isDirect = problem.Features!.Family == FeatureFamily.Direct;
@@ -52,6 +50,9 @@ internal readonly struct LinearBackwardLayout
     public LinearLayout Passes { get; }
 
     public int ValueDimension { get; }
+
+    /// <summary>Chunks, or blocks of queries, that threads share at a time.</summary>
+    public int ChunksAtOnce { get; }
 
     /// <summary>Chunks whose keys are kept at once.</summary>
     public int KeptChunks { get; }
@@ -196,7 +197,7 @@ internal readonly struct LinearBackwardLayout
             Reverse = arena.Take((long)rows * rs);
             _keys = arena.Take(layout.KeptChunks * layout._keysFloats);
             _boundaries = arena.Take(layout._boundaries * layout._stateFloats);
-            _tiles = arena.Take(layout._tiles * new Tile(null, passes, layout.ValueDimension).Floats);
+            _tiles = arena.Take(layout.ChunksAtOnce * new Tile(null, passes, layout.ValueDimension).Floats);
             ChainFloats = arena.Floats;
         }
 
@@ -263,11 +264,11 @@ internal readonly struct LinearBackwardLayout
         /// <summary>What came of the keys of a chunk of the block at hand.</summary>
         public Keys KeysAt(int chunk) => new(_keys + (chunk % _layout.KeptChunks * _layout._keysFloats), _layout);
 
-        /// <summary>What is asked of a chunk of the block at hand.</summary>
+        /// <summary>What is asked of a chunk of those at hand.</summary>
         public Tile TileAt(int chunk)
         {
             Tile first = new(_tiles, _layout.Passes, _layout.ValueDimension);
-            return _layout._tiles == 1 ? first : new(_tiles + (chunk % _layout.KeptChunks * first.Floats), _layout.Passes, _layout.ValueDimension);
+            return new(_tiles + (chunk % _layout.ChunksAtOnce * first.Floats), _layout.Passes, _layout.ValueDimension);
         }
 
         /// <summary>The state before a block.</summary>
