@@ -49,7 +49,7 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         bool isLogarithmic = _mode == FeatureMode.Logarithmic;
         if (isLogarithmic)
         {
-            RaiseSums(state, keys, scratch);
+            RaiseSums(state, keys, 0, _layout.FeatureWidth, scratch);
         }
 
         Stop(ForwardStage.State);

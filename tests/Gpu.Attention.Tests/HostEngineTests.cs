@@ -114,29 +114,59 @@ public sealed class HostEngineTests : EngineLaws
     }
 
     // Threads that share a chain expect the scales of its chunks. A chunk that is cut, and one that has a NaN, leave another than they thought.
+    // Behind them threads take parts of a wide state through the chunks again.
     [Theory]
-    [InlineData("favor+", false)]
-    [InlineData("favor+", true)]
-    [InlineData("favor+hyperbolic", false)]
-    [InlineData("general exponential", false)]
-    public void Threads_change_no_bit_behind_a_chunk_that_is_cut(string map, bool hasNaN)
+    [InlineData("favor+", -1, 3)]
+    [InlineData("favor+", (9 * 64) + 3, 3)]
+    [InlineData("favor+", 9 * 64, 3)]
+    [InlineData("favor+hyperbolic", -1, 3)]
+    [InlineData("general exponential", -1, 3)]
+    [InlineData("favor+ wide", -1, 100)]
+    [InlineData("favor+ wide", (26 * 64) + 3, 100)]
+    [InlineData("favor+ wide", 26 * 64, 100)]
+    public void Threads_change_no_bit_behind_a_chunk_that_is_cut(string map, int nan, int dv)
     {
-        var shape = new AttentionShape(1, 900, 900, 2, 1, 5, 3);
+        var shape = new AttentionShape(1, 2000, 2000, 2, 1, 5, dv);
         AttentionProblem problem = Maps.Problem(map, shape, causal: true);
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 81, 0.5);
         k.AsSpan(0, 5).Fill(15);
         k.AsSpan(5 * 64 * 5, 5).Fill(-15);
-        if (hasNaN)
+        if (nan >= 0)
         {
-            k[5 * ((9 * 64) + 3)] = float.NaN;
+            k[5 * nan] = float.NaN;
         }
 
         AttentionState one = EngineRun.State(problem);
         float[] expected = EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, one, one);
-        Assert.All(expected[..(9 * 64 * 2 * 3)], output => Assert.True(float.IsFinite(output)));
+        Assert.All(expected[..(9 * 64 * 2 * dv)], output => Assert.True(float.IsFinite(output)));
         foreach (int degree in new[] { 2, 3, 40 })
         {
             AttentionState many = EngineRun.State(problem);
+            SameBits(expected, EngineRun.Forward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, many, many));
+            SameBits(one.Sums, many.Sums);
+            SameBits(one.LogScale, many.LogScale);
+            SameBits(one.Normalizers, many.Normalizers);
+        }
+    }
+
+    // Wide states of few chains, which threads take through the chunks in parts; more threads than some have vectors.
+    [Theory]
+    [InlineData("favor+ wide", true)]
+    [InlineData("favor+ wide", false)]
+    [InlineData("relu wide", true)]
+    [InlineData("relu wide", false)]
+    public void Threads_change_no_bit_of_a_wide_state(string map, bool causal)
+    {
+        var shape = new AttentionShape(2, 1100, 1100, 1, 1, 13, 100);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 82);
+        AttentionState one = EngineRun.State(problem);
+        EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, null, one);
+        float[] expected = EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, one, one);
+        foreach (int degree in new[] { 3, 4, 40 })
+        {
+            AttentionState many = EngineRun.State(problem);
+            EngineRun.Forward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, null, many);
             SameBits(expected, EngineRun.Forward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, many, many));
             SameBits(one.Sums, many.Sums);
             SameBits(one.LogScale, many.LogScale);

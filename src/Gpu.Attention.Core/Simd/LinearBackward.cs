@@ -22,9 +22,6 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 {
     private const int BlockChunks = LinearBackwardLayout.BlockChunks;
 
-    /// <summary>Floats that are scanned, from which on it is worth another thread: half a megabyte, some 20 µs of work.</summary>
-    private const int FloatsWorthThreads = 1 << 17;
-
     private GradientBuffers _gradients;
     private LinearBackwardLayout _rooms;
     private float* _start;
@@ -154,7 +151,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private void Scan(Phase phase, int first, int end)
     {
         _endItem = end;
-        _pieces = (end - first) * SumFloats < FloatsWorthThreads ? 1 : Math.Min(loop.Degree, SumRows);
+        _pieces = (end - first) * SumFloats < ScanWorthThreads ? 1 : Math.Min(loop.Degree, SumRows);
         Do(phase, first, _pieces);
     }
 

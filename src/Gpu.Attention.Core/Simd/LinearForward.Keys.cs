@@ -260,7 +260,7 @@ internal unsafe partial class LinearForward<TV>
                 keys.First[feature] = keys.Transposed[(nint)feature * Chunk] + term[0] + _key.Offset[feature];
             }
 
-            FindScale(before, keys, scratch);
+            FindScale(before, keys, 0, _layout.FeatureWidth, scratch);
             FindShift(keys, shift);
         }
 
@@ -330,17 +330,39 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>Adds a reduced chunk to a chain's state. What the chunk was reduced for must be so, else it is done again.</summary>
-    private void AddReduced(long chain, int chunk, Keys keys, Scratch scratch)
+    /// <summary>
+    /// Adds the block's chunks to a piece of a chain's state: some of its features, to which no other matters. Where a chunk was cut, those behind it were reduced at scales that
+    /// are not so, and one thread takes the whole state through the block.
+    /// </summary>
+    private void Scan(long chain, int piece, Scratch scratch)
     {
-        State state = StateAt(chain);
-        if (_mode == FeatureMode.Logarithmic && _problem.Causal && !IsSame(keys.Before, state.LogScale))
+        int chunks = Math.Min(_chunks, KeyChunks(Place(chain)) - _firstChunk);
+        bool isCut = false;
+        for (int i = 0; i < chunks; i++)
         {
-            Reduce(chain, chunk, keys, scratch, state.LogScale);
+            // The first that is cut stays so, whatever comes of those behind it meanwhile.
+            isCut |= *KeysAt((chain * _chunks) + i).Irregular != 0;
         }
 
-        Raise(state, keys, scratch);
-        Absorb(state, keys, keepPrefix: _problem.Causal);
+        if (isCut && piece > 0)
+        {
+            return;
+        }
+
+        int vectors = _layout.FeatureWidth / TV.Count;
+        (int first, int end) = isCut ? (0, _layout.FeatureWidth) : (vectors * piece / _pieces * TV.Count, vectors * (piece + 1) / _pieces * TV.Count);
+        State state = StateAt(chain);
+        for (int i = 0; i < chunks; i++)
+        {
+            Keys keys = KeysAt((chain * _chunks) + i);
+            if (isCut && _mode == FeatureMode.Logarithmic && _problem.Causal && !IsSame(keys.Before, state.LogScale))
+            {
+                Reduce(chain, _firstChunk + i, keys, scratch, state.LogScale);
+            }
+
+            Raise(state, keys, first, end, scratch);
+            Absorb(state, keys, first, end, keepPrefix: _problem.Causal);
+        }
     }
 
     private bool IsSame(float* x, float* y) => MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(x, _layout.Features))
@@ -375,8 +397,8 @@ internal unsafe partial class LinearForward<TV>
         for (int start = 0; start < n;)
         {
             Keys segment = ReduceSegment(start, n, out int end, keys.Values, local.LogScale, scratch);
-            Raise(local, segment, scratch);
-            Absorb(local, segment, keepPrefix: false);
+            Raise(local, segment, 0, _layout.FeatureWidth, scratch);
+            Absorb(local, segment, 0, _layout.FeatureWidth, keepPrefix: false);
             start = end;
         }
 
@@ -420,7 +442,7 @@ internal unsafe partial class LinearForward<TV>
             segment.First[feature] = segment.Reference[feature] = scratch.LogFeatures[((nint)feature * Chunk) + start] + _key.Offset[feature];
         }
 
-        FindScale(before, segment, scratch);
+        FindScale(before, segment, 0, _layout.FeatureWidth, scratch);
         FindShift(segment, scratch.Bias);
         for (int feature = 0; feature < _layout.Features; feature++)
         {
@@ -452,31 +474,30 @@ internal unsafe partial class LinearForward<TV>
 
     // ---- the state ----
 
-    /// <summary>Brings a state to the scale that a chunk is read at: the larger of its own and that of the chunk's first key.</summary>
-    private protected void Raise(State state, Keys keys, Scratch scratch)
+    /// <summary>Brings features of a state to the scale that a chunk is read at: the larger of the state's own and that of the chunk's first key.</summary>
+    private protected void Raise(State state, Keys keys, int first, int end, Scratch scratch)
     {
         if (_mode != FeatureMode.Logarithmic)
         {
             return;
         }
 
-        FindScale(state.LogScale, keys, scratch);
-        for (int i = 0; i < _layout.FeatureWidth && !IsAtScale(keys); i += TV.Count)
+        FindScale(state.LogScale, keys, first, end, scratch);
+        for (int i = first; i < end && !IsAtScale(keys); i += TV.Count)
         {
             TV.Store(SimdExp.Exp(TV.Subtract(TV.Finite(TV.Load(keys.First + i)), TV.Finite(TV.Load(keys.Scale + i)))), keys.Beta + i);
         }
 
-        RaiseSums(state, keys, scratch);
+        RaiseSums(state, keys, first, end, scratch);
     }
 
-    /// <summary>The larger of a state's scale and of that of a chunk's first key, and what brings the state to it.</summary>
-    private void FindScale(float* logScale, Keys keys, Scratch scratch)
+    /// <summary>The larger of a state's scale and of that of a chunk's first key, and what brings the state to it. Whole vectors of features, as in <see cref="Raise"/>.</summary>
+    private static void FindScale(float* logScale, Keys keys, int first, int end, Scratch scratch)
     {
-        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+        for (int i = first; i < end; i += TV.Count)
         {
             TV before = TV.Load(logScale + i);
-            TV first = TV.Load(keys.First + i);
-            TV scale = TV.MaxOrNaN(before, first);
+            TV scale = TV.MaxOrNaN(before, TV.Load(keys.First + i));
             TV.Store(scale, keys.Scale + i);
 
             // Of equals the difference is 0 even at −∞, where a feature is switched off.
@@ -487,10 +508,10 @@ internal unsafe partial class LinearForward<TV>
     /// <summary>True where features stand at the scale that they are read at.</summary>
     private bool IsAtScale(Keys keys) => _mode == FeatureMode.Logarithmic && _problem.Causal && *keys.Irregular == 0;
 
-    /// <summary>Brings a state to a scale that was found for it.</summary>
-    private protected void RaiseSums(State state, Keys keys, Scratch scratch)
+    /// <summary>Brings features of a state to a scale that was found for it.</summary>
+    private protected void RaiseSums(State state, Keys keys, int first, int end, Scratch scratch)
     {
-        for (int feature = 0; feature < _layout.Features; feature++)
+        for (int feature = first; feature < Math.Min(end, _layout.Features); feature++)
         {
             float factor = scratch.Factors[feature];
             if (factor != 1)
@@ -504,12 +525,12 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>Adds a chunk's sums to a state that was raised for it, and leaves the state before it in the chunk when that is to be kept.</summary>
-    private protected void Absorb(State state, Keys keys, bool keepPrefix)
+    /// <summary>Adds a chunk's sums to features of a state that was raised for it, and leaves the state before it in the chunk when that is to be kept.</summary>
+    private protected void Absorb(State state, Keys keys, int first, int end, bool keepPrefix)
     {
         bool logarithmic = _mode == FeatureMode.Logarithmic;
         bool isAtScale = IsAtScale(keys);
-        for (int feature = 0; feature < _layout.Features; feature++)
+        for (int feature = first; feature < Math.Min(end, _layout.Features); feature++)
         {
             float before = 1;
             float factor = 1;

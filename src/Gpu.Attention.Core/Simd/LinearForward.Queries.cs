@@ -90,9 +90,9 @@ internal unsafe partial class LinearForward<TV>
         for (int start = 0; start < n;)
         {
             Keys segment = ReduceSegment(start, n, out int end, keys.Values, state.LogScale, scratch);
-            Raise(state, segment, scratch);
+            Raise(state, segment, 0, _layout.FeatureWidth, scratch);
             ReadSegment(chain, chunk, start, end, keys.Values, state, scratch);
-            Absorb(state, segment, keepPrefix: false);
+            Absorb(state, segment, 0, _layout.FeatureWidth, keepPrefix: false);
             start = end;
         }
     }

@@ -16,6 +16,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     private Phase _phase;
     private int _firstChunk;
     private int _chunks;
+    private int _pieces;
     private float* _scratch;
     private float* _states;
     private float* _keys;
@@ -89,11 +90,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
                 Reduce(chain, chunk, KeysAt(item), scratch, KeysAt(item).Before);
                 break;
             case Phase.Scan:
-                for (int chunk = _firstChunk; chunk < Math.Min(_firstChunk + _chunks, KeyChunks(Place(item))); chunk++)
-                {
-                    AddReduced(item, chunk, KeysAt((item * _chunks) + chunk - _firstChunk), scratch);
-                }
-
+                Scan(item / _pieces, (int)(item % _pieces), scratch);
                 break;
             case Phase.ReadChunk when HasChunk(item, out long chain, out int chunk):
                 ReadCausal(chain, chunk, KeysAt(item), scratch, prefixInDelta: true, default);
@@ -144,7 +141,9 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             }
 
             Do(Phase.Reduce, chains * _chunks);
-            Do(Phase.Scan, chains);
+            long floats = chains * _chunks * _layout.StateFloats;
+            _pieces = floats < ScanWorthThreads ? 1 : (int)Math.Min((loop.Degree + chains - 1) / chains, _layout.FeatureWidth / TV.Count);
+            Do(Phase.Scan, chains * _pieces);
             if (_problem.Causal)
             {
                 Do(Phase.ReadChunk, chains * _chunks);
@@ -205,11 +204,11 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
 
         if (IsAtScale(keys))
         {
-            RaiseSums(state, keys, scratch);
+            RaiseSums(state, keys, 0, _layout.FeatureWidth, scratch);
         }
         else
         {
-            Raise(state, keys, scratch);
+            Raise(state, keys, 0, _layout.FeatureWidth, scratch);
         }
 
         if (_problem.Causal)
@@ -223,7 +222,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         }
         else
         {
-            Absorb(state, keys, keepPrefix: false);
+            Absorb(state, keys, 0, _layout.FeatureWidth, keepPrefix: false);
         }
     }
 

@@ -14,6 +14,9 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>e^60: what a feature may come to at its scale. Summed over any length and squared by nothing, that stays finite.</summary>
     private protected const float MaxFeature = 1.142e26f;
 
+    /// <summary>Floats of states that are scanned, from which on threads share them: half a megabyte, some 20 µs of work.</summary>
+    private protected const int ScanWorthThreads = 1 << 17;
+
     private protected AttentionProblem _problem = null!;
     private protected AttentionBuffers _buffers;
     private protected LinearLayout _layout;
