@@ -20,6 +20,10 @@ switch (args)
         return BackwardTable.Run(rest);
     case ["stages", .. string[] rest]:
         return StageTable.Run(rest);
+    case ["first-calls", .. string[] rest]:
+        return FirstCalls.Run(rest);
+    case [FirstCalls.ProbeMode, .. string[] rest]:
+        return FirstCalls.RunProbe(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:

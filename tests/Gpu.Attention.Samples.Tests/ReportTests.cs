@@ -53,6 +53,26 @@ public sealed class ReportTests
         Assert.Null(lines[2].Length);
     }
 
+    [Theory]
+    [InlineData("elu-causal")]
+    [InlineData("favor-hyperbolic-bidirectional-training")]
+    [InlineData("softmax-causal-training")]
+    public void FirstCalls_AreTimedOneByOne(string name)
+    {
+        double[] times = FirstCalls.Times(name, 8);
+
+        Assert.Equal(100, times.Length);
+        Assert.All(times, time => Assert.True(time > 0));
+    }
+
+    [Theory]
+    [InlineData("0")]
+    [InlineData("--cases", "favor")]
+    [InlineData("64", "--cases", "copy-causal")]
+    [InlineData("64", "--cases", "elu-causal,favor-bidirectional-trainings")]
+    [InlineData("64", "--rounds", "3")]
+    public void FirstCalls_RefuseWhatTheyDoNotKnow(params string[] args) => Assert.Equal(2, FirstCalls.Run(args));
+
     [Fact]
     public void Json_KeepsEverything_AndRefusesAnotherSchema()
     {

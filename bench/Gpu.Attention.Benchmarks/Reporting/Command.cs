@@ -30,6 +30,15 @@ internal static class Command
         return new CommandResult(process.ExitCode, output, error.GetAwaiter().GetResult());
     }
 
+    /// <summary>Starts this program once more.</summary>
+    public static CommandResult RunItself(IEnumerable<string> arguments, IReadOnlyDictionary<string, string>? environment = null)
+    {
+        string program = Environment.ProcessPath!;
+        return Path.GetFileNameWithoutExtension(program) == "dotnet"
+            ? Run(program, [typeof(Command).Assembly.Location, .. arguments], environment: environment)
+            : Run(program, arguments, environment: environment);
+    }
+
     /// <summary>Runs a program that has to succeed.</summary>
     /// <exception cref="InvalidOperationException">It failed; the message has its complaint.</exception>
     public static string Require(string program, IEnumerable<string> arguments, string? folder = null)

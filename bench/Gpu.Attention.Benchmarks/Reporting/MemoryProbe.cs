@@ -10,11 +10,7 @@ internal static class MemoryProbe
     /// <summary>Starts the process; null where resident memory cannot be known.</summary>
     public static long? InProcessOfItsOwn(string map, string pass, int length)
     {
-        string[] words = [Mode, map, pass, length.ToString(CultureInfo.InvariantCulture)];
-        string program = Environment.ProcessPath!;
-        CommandResult result = Path.GetFileNameWithoutExtension(program) == "dotnet"
-            ? Command.Run(program, [typeof(MemoryProbe).Assembly.Location, .. words])
-            : Command.Run(program, words);
+        CommandResult result = Command.RunItself([Mode, map, pass, length.ToString(CultureInfo.InvariantCulture)]);
         return result.ExitCode == 0 && long.TryParse(result.Output, CultureInfo.InvariantCulture, out long bytes) ? bytes : null;
     }
 

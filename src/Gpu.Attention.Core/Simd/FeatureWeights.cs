@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using System.Runtime.Intrinsics;
 
@@ -283,6 +284,7 @@ internal static unsafe class FeatureWeights
         }
 
         // A chunk of keys, counted over all places, for all rows that see some of it.
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void Weigh(int chunk, int keyHead, Scratch scratch)
         {
             AttentionShape shape = Problem.Shape;
@@ -318,6 +320,7 @@ internal static unsafe class FeatureWeights
             }
         }
 
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         private void Weigh(long row, int chunk, ReadOnlySpan<int> tokens, float* keys, Scratch scratch)
         {
             float* features = _features + (row * Stride);

@@ -12,6 +12,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     // ---- features ----
 
     /// <summary>A chunk's values, its keys as far as the projection, and the log features that its scale comes from.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ProjectKeys(long chain, int chunk, Keys keys, in Room room)
     {
         int place = Place(chain);
@@ -53,6 +54,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void LogFeatures(float* projected, float rowTerm, float* logs)
     {
         TV term = TV.Broadcast(rowTerm);
@@ -66,6 +68,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>Projected keys to features, at a scale where they are logarithms. False when they rise too far above it for float32.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private bool FinishKeyRows(int n, Keys keys, float* scale, in Room room)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -89,6 +92,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary><c>target = e^(logs + offset + term − scale)</c>; false when any is too large for a causal chunk.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private bool ExponentiateRows(int n, float* logs, float* terms, float* offset, float* scale, float* target, in Room room)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -207,6 +211,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>The scale of each chunk, if none before it is cut into segments.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void PredictScales(int first, int end, in Room room)
     {
         float* before = room.State.LogScale;
@@ -258,6 +263,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>Takes rows of the state from before a reduced chunk to behind it, and leaves those before it in the chunk.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddReducedRows(Keys keys, int firstRow, int endRow, in Room room)
     {
         (int width, nint rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -334,6 +340,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>Brings a state to the larger of its scale and another, and says which it had.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void Raise(float* sums, float* logScale, float* first, float* before, float* scale, in Room room)
     {
         if (_mode != FeatureMode.Logarithmic)
@@ -355,6 +362,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>What brings a state from one scale to a larger one; false when nothing changes.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private bool FindRaise(float* from, float* to, float* factors)
     {
         bool isAny = false;
@@ -369,6 +377,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>True when any factor of a vector is not 1.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static bool IsChange(float* factors)
     {
         bool isAny = false;
@@ -381,6 +390,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>Ŝᵀ or R̂ᵀ, each feature times its factor. Scales change seldom: vectors of features that keep theirs are left alone.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ScaleColumns(float* sums, float* factors)
     {
         for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)

@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 using Room = Gpu.Attention.LinearBackwardLayout.Room;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
 
@@ -10,6 +11,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     /// <summary>
     /// Queries of every head that reads a key head: their own gradients, and what they add to those of the keys and of R̂, or are the first to put there.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void RunQueries(long chain, int token, int n, in View view, bool isFirst, bool leavesProduct, in Room room)
     {
         if (_gradients.OutputGradient.Memory.IsEmpty)
@@ -148,6 +150,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>Ĝ: the gradient of the sums that a query reads, and of its normaliser.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void SumGradients(int batch, int head, TokenList tokens, in Room room)
     {
         Scratch scratch = room.Scratch;
@@ -229,6 +232,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     // ---- through a feature map ----
 
     /// <summary>Gradients of features to those of the rows x that they were made of.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void WriteRows(
         PackedForm<TV> form, int n, float* x, nint stride, float* features, float* gradient, bool hasRowTerm, in Room room, in TensorBuffer target,
         int batch, int head, TokenList tokens)
@@ -286,6 +290,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>Gradients of features to those of log features, or of the arguments of direct activations, in place.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ArgumentGradients(PackedForm<TV> form, int n, float* x, nint stride, float* features, float* gradient, in Room room)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -354,6 +359,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void AddMultiple(int n, float factor, float* x, float* y)
     {
         if (n % TV.Count == 0)

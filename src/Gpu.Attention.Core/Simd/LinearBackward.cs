@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using Keys = Gpu.Attention.LinearBackwardLayout.Keys;
 using Room = Gpu.Attention.LinearBackwardLayout.Room;
 using State = Gpu.Attention.LinearBackwardLayout.State;
@@ -556,6 +557,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         SimdBlas<TV>.Transpose(view.Keys, _layout.Features, view.KeyRows, _layout.FeatureStride, room.KeysTransposed, Chunk);
 
     /// <summary>Adds what later queries ask to the gradients of keys and values, once all queries that see them have added theirs, and writes them.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void FinishKeys(long chain, in View view, float* reverse, in Room room)
     {
         int place = Place(chain);
@@ -627,6 +629,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     // ---- the state's gradient ----
 
     /// <summary>Adds what some queries ask to rows of R̂.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddAsked(float* asked, int firstRow, int endRow, in Room room)
     {
         float* reverse = room.Reverse;
@@ -638,6 +641,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>Takes rows of R̂ from behind a chunk to before it, and leaves R̂ behind it where what its queries ask was.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddAskedBehind(Keys keys, float* asked, int firstRow, int endRow, in Room room)
     {
         (int width, nint rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -713,6 +717,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>What brings R̂ from one scale to an earlier one; false when nothing changes.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private bool FindLowering(float* from, float* to, float* factors)
     {
         bool isAny = false;

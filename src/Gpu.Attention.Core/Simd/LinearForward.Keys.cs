@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 using Keys = Gpu.Attention.LinearLayout.Keys;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
@@ -57,6 +58,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Features that are activations of the caller's elements, as columns, with their sums: some rows at a time, which are turned while they are at hand.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void ReadKeyFeatures(long chain, TokenList tokens, Keys keys, Scratch scratch)
     {
         (int n, int d) = (tokens.Count, _layout.Features);
@@ -104,6 +106,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Adds a chunk's keys to a state that was raised for them: <see cref="SumKeys"/> and <see cref="Absorb"/> at once, to the bit.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void AddKeys(long chain, TokenList tokens, Keys keys, State state)
     {
         LinesAhead ahead = Ahead(chain, tokens);
@@ -178,6 +181,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>W x' of every key, as columns, and each key's row term, while keys and values of this thread's next chunk are on their way.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void LinearKeyFeatures(long chain, TokenList tokens, float* target, Scratch scratch)
     {
         int n = tokens.Count;
@@ -201,6 +205,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Direct features in place, with their sums; columns beyond the chunk's end become zero.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ActivateKeys(int n, Keys keys, Scratch scratch)
     {
         bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
@@ -230,6 +235,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Log features to features with their sums: causal ones at their scale, others at the chunk's maximum. False when they rise too far above that for float32.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private bool ExponentiateKeys(int n, Keys keys, Scratch scratch, float* before)
     {
         float* term = scratch.RowTerm;
@@ -296,6 +302,7 @@ internal unsafe partial class LinearForward<TV>
     // ---- scales that are known ahead of the states ----
 
     /// <summary>The log features of a chunk's first key.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void FindFirst(long chain, int chunk, Keys keys, Scratch scratch)
     {
         TokenList first = TokenList.OfKeys(_plan, Place(chain), chunk * Chunk, 1);
@@ -314,6 +321,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>The log scale before each chunk, if none before it is cut into segments.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void PredictScales(long chain)
     {
         float* before = StateAt(chain).LogScale;
@@ -432,6 +440,7 @@ internal unsafe partial class LinearForward<TV>
     /// Features and sums of keys from one on as far as they do not rise too far above their scale, by the arithmetic that finds out whether a chunk is cut: up to there a chunk that
     /// is cut must have the bits of one that is not.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private Keys ReduceSegment(int start, int n, out int end, float* values, float* before, Scratch scratch)
     {
         Keys segment = scratch.SegmentKeys;
@@ -475,6 +484,7 @@ internal unsafe partial class LinearForward<TV>
     // ---- the state ----
 
     /// <summary>Brings features of a state to the scale that a chunk is read at: the larger of the state's own and that of the chunk's first key.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void Raise(State state, Keys keys, int first, int end, Scratch scratch)
     {
         if (_mode != FeatureMode.Logarithmic)
@@ -492,6 +502,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>The larger of a state's scale and of that of a chunk's first key, and what brings the state to it. Whole vectors of features, as in <see cref="Raise"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void FindScale(float* logScale, Keys keys, int first, int end, Scratch scratch)
     {
         for (int i = first; i < end; i += TV.Count)
@@ -509,6 +520,7 @@ internal unsafe partial class LinearForward<TV>
     private bool IsAtScale(Keys keys) => _mode == FeatureMode.Logarithmic && _problem.Causal && *keys.Irregular == 0;
 
     /// <summary>Brings features of a state to a scale that was found for it.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void RaiseSums(State state, Keys keys, int first, int end, Scratch scratch)
     {
         for (int feature = first; feature < Math.Min(end, _layout.Features); feature++)
@@ -526,6 +538,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Adds a chunk's sums to features of a state that was raised for it, and leaves the state before it in the chunk when that is to be kept.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void Absorb(State state, Keys keys, int first, int end, bool keepPrefix)
     {
         bool logarithmic = _mode == FeatureMode.Logarithmic;

@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 using Keys = Gpu.Attention.LinearLayout.Keys;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
 using State = Gpu.Attention.LinearLayout.State;
@@ -56,6 +57,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>The queries that see a part of a chunk and the state before it.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ReadCausal(long chain, int chunk, Keys keys, Scratch scratch, bool prefixInDelta, State state)
     {
         (int block, int end) = BlocksOf(Place(chain), chunk);
@@ -162,6 +164,7 @@ internal unsafe partial class LinearForward<TV>
     /// Q̂S and, where rows see a part of a chunk, scores times its values; what comes of a few rows is divided and written while it is at hand. Queries and outputs of
     /// this thread's next chunk are on their way meanwhile.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void Read(int n, int token, int head, int batch, Scratch scratch, float* sums, int* seen, float* values)
     {
         AttentionShape shape = _problem.Shape;
@@ -211,6 +214,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>What rows are multiplied by, if that is all that is to be done: float32 rows of whole vectors under normalisers that may be inverted.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private bool PlainFactors(int n, float* denominators, float* factors)
     {
         bool isPlain = _problem.Normalize && _problem.Storage == ElementType.Single && _problem.Convention != ReferenceConvention.Jax &&
@@ -224,6 +228,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Some rows' sums to outputs, the first of them being a row of a chunk whose normalisers are known.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void WriteOutput(int first, int n, float* rows, void* output, nint stride, Scratch scratch)
     {
         int dv = _problem.Shape.ValueDimension;

@@ -175,6 +175,7 @@ internal unsafe partial class LinearForward<TV>
     /// <summary>
     /// The key's weight w, what raises the sums to the scale that they are read at, the normalisers at that scale, and what comes of them.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void WeighKey(Token token, int index)
     {
         int width = _layout.FeatureWidth;

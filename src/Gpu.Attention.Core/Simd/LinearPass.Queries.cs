@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
 
 namespace Gpu.Attention;
@@ -9,6 +10,7 @@ internal abstract unsafe partial class LinearPass<TV>
     private const int RowsTogether = 8;
 
     /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
     {
         if (ReadsFeatures(_query))
@@ -30,6 +32,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -72,6 +75,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     /// <summary>Completes the arguments of a row's activations: its own term and the offsets b.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void AddTerms(PackedForm<TV> form, float rowTerm, float* row)
     {
         TV term = TV.Broadcast(rowTerm);
@@ -82,6 +86,7 @@ internal abstract unsafe partial class LinearPass<TV>
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
@@ -125,6 +130,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     /// <summary>Q̂K̂ᵀ as far as rows see, and its row sums to the normalisers.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void Scores(int n, int* seen, Scratch scratch, float* keysTransposed)
     {
         MultiplyVisible(n, seen, _layout.Features, scratch.Queries, _layout.FeatureStride, keysTransposed, scratch.Scores);

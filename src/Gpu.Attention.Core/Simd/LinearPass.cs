@@ -151,6 +151,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     /// <summary>−β|x'|² + u·x of every row.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void RowTerms(PackedForm<TV> form, int n, float* x, nint stride, float* mapped, nint mappedStride, float* terms)
     {
         int d = _layout.InputDimension;
@@ -172,6 +173,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     /// <summary>A direct activation of rows of n elements in place, epsilon included. Rows are padded to whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void ActivateRows(FeatureActivation activation, int rows, int n, float* first, int stride)
     {
         // Where nothing lies between rows, they are one. A function of the caller's sees one at a time.
@@ -217,6 +219,7 @@ internal abstract unsafe partial class LinearPass<TV>
     private protected TV ActivateRow(FeatureActivation activation, int n, float* x, float* target, float* weights) =>
         activation == FeatureActivation.EluPlusOne ? ActivateRow<N1>(n, x, target, weights) : ActivateRow<N2>(n, x, target, weights);
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private TV ActivateRow<TElu>(int n, float* x, float* target, float* weights)
         where TElu : struct, IConstant
     {

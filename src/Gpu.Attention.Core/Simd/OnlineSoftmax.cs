@@ -25,6 +25,7 @@ internal static unsafe class OnlineSoftmax<TV>
     /// <param name="sum">The sum of all weights.</param>
     /// <param name="width">Floats of <paramref name="sums"/>, whole vectors.</param>
     /// <param name="sums">What was summed with weights under the shift.</param>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Weigh(int seen, float scale, float* scores, float* weights, float* shift, float* sum, int width, float* sums)
     {
         TV scales = TV.Broadcast(scale);

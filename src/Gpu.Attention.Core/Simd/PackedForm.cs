@@ -103,6 +103,7 @@ internal sealed unsafe class PackedForm<TV>
         int n, int rows, int inner, float* x, nint xStride, float* panels, float* y, nint yStride, LinesAhead* ahead = null) =>
         MicroKernel<TV>.MultiplyPanels(n, RoundUp(rows), inner, x, xStride, panels, y, yStride, ahead);
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static float[] Transposed(float[] matrix, int columns)
     {
         float[] transposed = new float[matrix.Length];
@@ -118,6 +119,7 @@ internal sealed unsafe class PackedForm<TV>
         return transposed;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private float* PackPanels(float[] matrix, int rows, int inner)
     {
         int width = MicroKernel<TV>.Columns;

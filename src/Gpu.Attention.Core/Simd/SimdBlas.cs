@@ -21,6 +21,7 @@ internal static unsafe class SimdBlas<TV>
 
     /// <summary>Adds <c>P V</c> to O where row i of P counts in its first <c>seen[i]</c> columns, which never fall; what lies beyond is not read.</summary>
     /// <remarks>Not even as a factor of zero: a value that a row does not see may be NaN.</remarks>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddCausalProduct(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
     {
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
@@ -37,6 +38,7 @@ internal static unsafe class SimdBlas<TV>
     }
 
     /// <summary><c>O = A B</c>, and what <see cref="AddCausalProduct"/> adds to that, to the bit.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void CausalProduct(
         int rows, int n, int k, float* a, nint aStride, float* b, nint bStride, int* seen, float* p, nint pStride, float* v, nint vStride, float* o, nint oStride,
         LinesAhead* ahead = null)
@@ -63,6 +65,7 @@ internal static unsafe class SimdBlas<TV>
         LinearLayout.Pieces(rows, MicroKernel<TV>.Rows) * (nint)LinearLayout.Pieces(columns, MicroKernel<TV>.Columns);
 
     /// <summary>What rows of a tile see beyond what its first one sees.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void AddRagged(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
     {
         int seenByAll = seen[0];
@@ -88,6 +91,7 @@ internal static unsafe class SimdBlas<TV>
     /// Adds <c>P V</c> to O, or to zero, where row i of P counts from its column <c>first[i]</c> on, which never falls; what lies before is not read. P is laid
     /// out by columns when it is transposed.
     /// </summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddSuffixProduct(
         int rows, int inner, int* first, float* p, nint pStride, bool isTransposed, float* v, nint vStride, int n, float* o, nint oStride, bool accumulate = true)
     {
@@ -296,6 +300,7 @@ internal static unsafe class SimdBlas<TV>
     }
 
     /// <summary>Rows of whole vectors, each times its factor.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void ScaleRows(int rows, int n, float* factors, float* x, nint xStride, float* y, nint yStride)
     {
         for (int row = 0; row < rows; row++)
@@ -307,6 +312,7 @@ internal static unsafe class SimdBlas<TV>
     }
 
     /// <summary><c>z = y + x</c>, rows of whole vectors that lie close in x and y.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddRows(int rows, int n, float* x, float* y, float* z, nint zStride)
     {
         for (int row = 0; row < rows; row++)
@@ -382,6 +388,7 @@ internal static unsafe class SimdBlas<TV>
     }
 
     /// <summary>Copies <c>n</c> rows of <c>width</c> elements and clears each up to <c>stride</c>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void CopyRows(int n, int width, float* source, nint sourceStride, float* target, int stride)
     {
         for (int row = 0; row < n; row++)
@@ -391,6 +398,7 @@ internal static unsafe class SimdBlas<TV>
     }
 
     /// <summary>Writes <c>n</c> rows of <c>width</c> elements as columns, and clears the columns from n up to whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Transpose(int n, int width, float* source, nint sourceStride, float* target, nint targetStride)
     {
         // Few columns at a time: where strides are powers of two, the target's rows would drive one another out of the cache.
@@ -483,6 +491,7 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void Transpose16(float* x, nint xStride, float* y, nint yStride)
     {
         // As 8 by 8, but with rows i, i + 4, i + 8 and i + 12 in the quarters of a vector.

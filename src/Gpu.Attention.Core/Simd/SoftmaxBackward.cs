@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Gpu.Attention;
 
 /// <summary>
@@ -202,6 +204,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         }
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void ReadTile(int batch, int keyHead, TokenList tokens, QueryRoom room)
     {
         AttentionShape shape = _problem.Shape;
@@ -215,6 +218,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
     }
 
     /// <summary>Adds a tile of keys to the sums and gradients of up to six rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddTile(int height, int* seen, float* query, nint queryStride, int row, long at, QueryRoom room)
     {
         AttentionShape shape = _problem.Shape;
@@ -242,6 +246,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
     }
 
     /// <summary>Puts the gradients of a row's logits where its scores were; all are divided by the sum at the end.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddRow(int seen, float* scores, float* weights, float* products, long row, float* gradient)
     {
         OnlineSoftmax<TV>.Weigh(seen, _problem.Scale, scores, weights, _shift + row, _inverse + row, _keyStride, gradient);
@@ -254,6 +259,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
 
     // ---- over keys ----
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void RunTile(int place, int keyHead, int tile, KeyRoom room)
     {
         AttentionShape shape = _problem.Shape;
@@ -301,6 +307,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
     }
 
     /// <summary>Adds what some rows of a query head send back to a tile of n keys, each of which those rows see that come last.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddRows(int place, int head, int firstQuery, int rows, int firstKey, int n, KeyRoom room)
     {
         AttentionShape shape = _problem.Shape;

@@ -1,4 +1,5 @@
 using System.Numerics.Tensors;
+using System.Runtime.CompilerServices;
 
 namespace Gpu.Attention;
 
@@ -143,6 +144,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     }
 
     /// <summary>Adds a tile of keys to up to six output rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void AddTile(int height, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
     {
         float* output = scratch.Output + ((nint)row * _valueStride);

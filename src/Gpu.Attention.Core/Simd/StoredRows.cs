@@ -60,6 +60,7 @@ internal static unsafe class StoredRows
     }
 
     /// <summary>Copies one head's rows of some tokens and clears each up to <paramref name="stride"/>.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void Copy(in TensorBuffer tensor, long batch, long head, TokenList tokens, int width, float* target, int stride)
     {
         ElementType type = tensor.Memory.Type;
