@@ -181,6 +181,24 @@ public class ReferenceGradientsTests
     }
 
     [Fact]
+    public void AQueryThatIsNoNumber_DoesNotReachMaskedKeys()
+    {
+        var shape = new AttentionShape(1, 3, 3, 1, 1, 2, 2);
+        byte[] mask = [1, 0, 1];
+        foreach (string map in new[] { "favor+", "elu", "softmax" })
+        {
+            AttentionProblem problem = Problem(map, shape, causal: false);
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 6);
+            q.AsSpan(2, 2).Fill(float.NaN);
+            ReferenceGradient actual = Oracles.Gradients(problem, q, k, v, v, mask);
+            Assert.All(new[] { actual.Query[2], actual.Key[0], actual.Value[0] }, gradient => Assert.True(double.IsNaN(gradient), $"{map}: {gradient}"));
+            Assert.False(double.IsNaN(actual.Query[0]));
+            Assert.Equal([0, 0], actual.Key[2..4]);
+            Assert.Equal([0, 0], actual.Value[2..4]);
+        }
+    }
+
+    [Fact]
     public void ArraysThatDoNotFit_AreRefusedByName()
     {
         var shape = new AttentionShape(1, 2, 3, 1, 1, 5, 2);

@@ -193,7 +193,7 @@ public static class ReferenceAttention
         if (kernel.IsLogarithmic)
         {
             double[] logarithms = [.. query.Select((l, r) => l + state.LogScale[row + r])];
-            shift = logarithms.DefaultIfEmpty(double.NegativeInfinity).Max();
+            shift = logarithms.Aggregate(double.NegativeInfinity, Math.Max);
             if (double.IsNegativeInfinity(shift))
             {
                 return output;
@@ -235,18 +235,19 @@ public static class ReferenceAttention
         })];
     }
 
-    /// <summary>Weights from their logarithms, −∞ where a key is not seen.</summary>
+    /// <summary>Weights from their logarithms, −∞ where a key is not seen: such a key has none, even where others are no number.</summary>
     internal static double[] FromLogarithms(double[] logarithms, ReferenceOptions options)
     {
-        double shift = logarithms.DefaultIfEmpty(double.NegativeInfinity).Max();
+        // Unlike LINQ's, this maximum keeps a NaN.
+        double shift = logarithms.Aggregate(double.NegativeInfinity, Math.Max);
         if (double.IsNegativeInfinity(shift))
         {
             return new double[logarithms.Length];
         }
 
-        double[] weights = Array.ConvertAll(logarithms, l => Math.Exp(l - shift));
+        double[] weights = Array.ConvertAll(logarithms, l => double.IsNegativeInfinity(l) ? 0 : Math.Exp(l - shift));
         double factor = options.Normalize ? 1 / weights.Sum() : options.Factor * Math.Exp(shift);
-        return Array.ConvertAll(weights, w => w * factor);
+        return Array.ConvertAll(weights, w => w == 0 ? 0 : w * factor);
     }
 
     /// <summary>What a row's weighted sum is multiplied by, its weights having been divided by <c>e^shift</c>.</summary>
