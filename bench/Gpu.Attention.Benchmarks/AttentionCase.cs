@@ -13,11 +13,10 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
 
     public AttentionShape Shape => new(batch: 1, Length, Heads, Dimension);
 
-    public double Flops => IsExact ? OperationCount.Softmax(Shape, Causal) : OperationCount.Linear(Shape, ProjectionRows, FeatureDimension, Causal);
+    public double Flops => FlopsOf(Shape);
 
     /// <summary>The operations of a backward pass.</summary>
-    public double BackwardFlops =>
-        IsExact ? OperationCount.SoftmaxBackward(Shape, Causal) : OperationCount.LinearBackward(Shape, ProjectionRows, FeatureDimension, Causal);
+    public double BackwardFlops => BackwardFlopsOf(Shape);
 
     internal FeatureMap Map => Features switch
     {
@@ -35,6 +34,14 @@ public sealed record AttentionCase(string Features, bool Causal, int Length) : I
     private int FeatureDimension => Features is "favor" or "favor-hyperbolic" ? NumFeatures : Dimension;
 
     public override string ToString() => $"{Features}-{(Causal ? "causal" : "bidirectional")} L={Length}";
+
+    /// <summary>The operations of a forward pass of another shape.</summary>
+    internal double FlopsOf(AttentionShape shape) =>
+        IsExact ? OperationCount.Softmax(shape, Causal) : OperationCount.Linear(shape, ProjectionRows, FeatureDimension, Causal);
+
+    /// <summary>The operations of a backward pass of another shape.</summary>
+    internal double BackwardFlopsOf(AttentionShape shape) =>
+        IsExact ? OperationCount.SoftmaxBackward(shape, Causal) : OperationCount.LinearBackward(shape, ProjectionRows, FeatureDimension, Causal);
 
     internal AttentionRun Open(ComputeDevice device)
     {

@@ -101,7 +101,12 @@ internal static class FirstCalls
 
     private static double[] InProcessOfItsOwn(string name, int length, string quickCode)
     {
-        var environment = new Dictionary<string, string> { ["DOTNET_TieredCompilation"] = "1", ["DOTNET_TC_QuickJit"] = quickCode };
+        // Whatever the caller's own environment says.
+        var environment = new Dictionary<string, string>
+        {
+            ["DOTNET_TieredCompilation"] = "1", ["DOTNET_TC_QuickJit"] = quickCode, ["DOTNET_TC_QuickJitForLoops"] = "1", ["DOTNET_TieredPGO"] = "1",
+            ["DOTNET_ReadyToRun"] = "1",
+        };
         CommandResult result = Command.RunItself([ProbeMode, name, length.ToString(CultureInfo.InvariantCulture)], environment);
         return result.ExitCode == 0
             ? [.. result.Output.Trim().Split('\n').Select(line => double.Parse(line, CultureInfo.InvariantCulture))]

@@ -102,8 +102,10 @@ public sealed class ReportTests
         Assert.Contains("| FAVOR+      |    causal | forward |                                    3,000 |", text, StringComparison.Ordinal);
         Assert.Contains("The machine was busy", text, StringComparison.Ordinal);
         Assert.Contains("one of two", text, StringComparison.Ordinal);
+        Assert.Contains("166, 69 % |", text, StringComparison.Ordinal);
+        Assert.Contains("as fast as one: FAVOR+, forward: 1.88.", text, StringComparison.Ordinal);
         Assert.DoesNotContain("NaN", text, StringComparison.Ordinal);
-        foreach (string section in new[] { "Where exact attention wins", "A million tokens in one call", "Beside torch 9", "Against v0 (abc)", "Right before fast" })
+        foreach (string section in new[] { "Where exact attention wins", "A million tokens in one call", "Other shapes, and one core", "Beside torch 9", "Against v0 (abc)", "Right before fast" })
         {
             Assert.Contains($"\n## {section}", text, StringComparison.Ordinal);
         }
@@ -215,6 +217,12 @@ public sealed class ReportTests
             Times = times,
             Slopes = [.. Curves.Slopes(times)],
             Crossovers = [.. Curves.Crossovers(times)],
+            Shapes =
+            [
+                new ShapeLine { Map = MapNames.Favor, Pass = Passes.Forward, Batch = 1, Heads = 8, Length = 4_096, Cores = 2, Ms = 16, Gflops = 311, PeakShare = 0.65 },
+                new ShapeLine { Map = MapNames.Favor, Pass = Passes.Forward, Batch = 1, Heads = 8, Length = 4_096, Cores = 1, Ms = 30, Gflops = 166, PeakShare = 0.69 },
+                new ShapeLine { Map = MapNames.Elu, Pass = Passes.Training, Batch = 8, Heads = 8, Length = 64, Cores = 2, Ms = 3, Gflops = 99 },
+            ],
             Stages = [new StageLine(MapNames.Favor, "forward", "reduce", 12, 32_768, 0.8), new StageLine(MapNames.Favor, "forward", "features", 3, 0, null)],
             Memory = [new MemoryLine { Map = MapNames.Favor, Pass = Passes.Forward, Length = 1_024, TensorBytes = 8 << 20, WorkspaceBytes = 1 << 20, MeasuredBytes = 1 << 20 }],
             Decode =

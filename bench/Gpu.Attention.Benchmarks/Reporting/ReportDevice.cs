@@ -23,6 +23,10 @@ internal static partial class ReportDevice
         return device ?? throw new NotSupportedException("There is no PoCL here, or this build has no device engine, since it was made without the ILGPU package.");
     }
 
+    /// <summary>Opens the host's own engine.</summary>
+    /// <param name="threads">The most threads that work at once; 0 for as many as there are cores.</param>
+    public static ComputeDevice OpenHost(int threads = 0) => ComputeDevice.Open(DeviceKind.Cpu, Options with { MaxDegreeOfParallelism = threads });
+
     // Filled in by the build that has ILGPU.
     static partial void OpenPocl(ref ComputeDevice? device);
 }

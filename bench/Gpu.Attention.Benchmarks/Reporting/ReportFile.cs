@@ -46,6 +46,8 @@ internal sealed record ReportFile
 
     public IReadOnlyList<CrossoverLine> Crossovers { get; init; } = [];
 
+    public IReadOnlyList<ShapeLine> Shapes { get; init; } = [];
+
     public IReadOnlyList<StageLine> Stages { get; init; } = [];
 
     public IReadOnlyList<MemoryLine> Memory { get; init; } = [];
@@ -181,6 +183,36 @@ internal sealed record TimeLine
     public double TokensPerSecond => Length / Ms * 1e3;
 
     public Timing Timing() => new(Length, Ms / 1e3, FastestMs / 1e3, SlowestMs / 1e3);
+}
+
+/// <summary>Causal linear attention in another shape than the report's own, or on one core.</summary>
+internal sealed record ShapeLine
+{
+    public required string Map { get; init; }
+
+    public required string Pass { get; init; }
+
+    public required int Batch { get; init; }
+
+    public required int Heads { get; init; }
+
+    public required int Length { get; init; }
+
+    /// <summary>The cores that it could use.</summary>
+    public required int Cores { get; init; }
+
+    public double Ms { get; init; }
+
+    public double FastestMs { get; init; }
+
+    public double SlowestMs { get; init; }
+
+    public int Samples { get; init; }
+
+    public double Gflops { get; init; }
+
+    /// <summary>Of what so many cores can do.</summary>
+    public double? PeakShare { get; init; }
 }
 
 /// <summary>The exponent of the length in a curve's time.</summary>

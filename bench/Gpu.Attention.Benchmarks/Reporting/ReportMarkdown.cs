@@ -22,7 +22,7 @@ internal static class ReportMarkdown
     {
         var text = new StringBuilder();
         text.Append(Introduction(report).ToMarkdown(1));
-        foreach (Document? part in new[] { Time(report), WhereExactWins(report), ByMap(report), Peak(report), Stages(report), Million(report), Memory(report), Decode(report), Peers(report), Base(report), Checks(report) })
+        foreach (Document? part in new[] { Time(report), WhereExactWins(report), ByMap(report), Peak(report), Shapes(report), Stages(report), Million(report), Memory(report), Decode(report), Peers(report), Base(report), Checks(report) })
         {
             text.Append(part?.ToMarkdown(2));
         }
@@ -152,6 +152,39 @@ internal static class ReportMarkdown
     private static Document? Peak(ReportFile report) => !report.Times.Any(t => t.PeakShare is not null) ? null : new Document("Share of the peak")
         .Show(new Picture("Share of the cores' multiply-add peak against length", ReportCharts.ShareOfPeak))
         .Say("Of the fused multiply-add rate that all cores together showed beside each sample, the larger of just before and just after it; medians count.");
+
+    private static Document? Shapes(ReportFile report)
+    {
+        if (report.Shapes.Count == 0)
+        {
+            return null;
+        }
+
+        (string Map, string Pass)[] cases = [.. report.Shapes.Select(s => (s.Map, s.Pass)).Distinct()];
+        var table = new Table(["B", "H", "tokens", "cores", .. cases.Select(c => $"{MapNames.Of(c.Map)}, {c.Pass}")]);
+        foreach (var row in report.Shapes.GroupBy(s => (s.Batch, s.Heads, s.Length, s.Cores)))
+        {
+            table.Add(
+            [
+                Count(row.Key.Batch), Count(row.Key.Heads), Count(row.Key.Length), Count(row.Key.Cores),
+                .. cases.Select(c => row.FirstOrDefault(s => (s.Map, s.Pass) == c) is not { } line
+                    ? "–"
+                    : Whole(line.Gflops) + (line.PeakShare is { } share ? $", {Share(share)}" : "")),
+            ]);
+        }
+
+        Document document = new Document("Other shapes, and one core").Show(table).Say("""
+            Causal; 10⁹ operations a second, and the share of what so many cores can do: of all of them, of their peak beside each sample; of one, of its best in the run.
+            Threads share a single head by chunks of its tokens.
+            """);
+        string[] gains =
+        [
+            .. cases.Select(c => (Name: $"{MapNames.Of(c.Map)}, {c.Pass}", Lines: report.Shapes.Where(s => (s.Map, s.Pass) == c).ToList()))
+                .Where(c => c.Lines.Exists(s => s.Cores == 1) && c.Lines[0].Cores > 1)
+                .Select(c => $"{c.Name}: {Two(c.Lines.Find(s => s.Cores == 1)!.Ms / c.Lines[0].Ms)}"),
+        ];
+        return gains.Length == 0 ? document : document.Say($"All {report.Machine.Cores} cores are so many times as fast as one: {string.Join("; ", gains)}.");
+    }
 
     private static Document? Stages(ReportFile report)
     {

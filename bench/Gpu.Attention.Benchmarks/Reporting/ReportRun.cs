@@ -89,7 +89,7 @@ internal sealed class ReportRun
         }
 
         MeasureLimits();
-        using var tensors = new ReportTensors(Math.Max(Scale.MaxLength, Scale.MaxPosition));
+        using var tensors = new ReportTensors(Scale.LongestTensors);
         _load.Start();
         ReportFile report = Measure(operators, tensors, noBackward is null, checks);
         _load.Stop();
@@ -154,6 +154,8 @@ internal sealed class ReportRun
 
         Say("timing, all cases in turn");
         series.Run(IsHost ? HostPeak.MeasureBrieflyGflops : null, afterRound: _limits.MeasurePeakOnce);
+        Say("other shapes, and one core");
+        IReadOnlyList<ShapeLine> shapes = IsHost ? ShapeSeries.Run(Scale, tensors, hasBackward, _limits.MeasurePeakOnce) : [];
         Say("stages of the host engine");
         IReadOnlyList<StageLine> stages = IsHost ? [.. StageTable.Lines(Scale.MapLength, peakGflops: 1)] : [];
         Say("tokens of a stream");
@@ -187,6 +189,7 @@ internal sealed class ReportRun
             Times = times,
             Slopes = [.. Curves.Slopes(times)],
             Crossovers = [.. Curves.Crossovers(times)],
+            Shapes = [.. shapes.Select(s => s.Cores == Environment.ProcessorCount ? s : s with { PeakShare = s.Gflops / _limits.Best.PeakGflopsOneCore })],
             Stages = [.. stages.Select(s => s with { PeakShare = s.PeakShare / _limits.Best.PeakGflopsOneCore })],
             Memory = memory,
             Decode = decode,

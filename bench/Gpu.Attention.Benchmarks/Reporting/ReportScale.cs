@@ -51,6 +51,9 @@ internal sealed record ReportScale
     /// <summary>The last position of a stream at which a token is timed.</summary>
     public required int MaxPosition { get; init; }
 
+    /// <summary>The tokens that a report's tensors have room for.</summary>
+    public int LongestTensors => Math.Max(MaxLength, MaxPosition);
+
     public required int DecodeRounds { get; init; }
 
     /// <summary>Samples of a million tokens; 0 for none.</summary>

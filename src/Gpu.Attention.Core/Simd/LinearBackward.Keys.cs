@@ -377,7 +377,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>True when any factor of a vector is not 1.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static bool IsChange(float* factors)
     {
         bool isAny = false;

@@ -359,7 +359,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void AddMultiple(int n, float factor, float* x, float* y)
     {
         if (n % TV.Count == 0)

@@ -348,7 +348,7 @@ internal unsafe partial class LinearForward<TV>
         bool isCut = false;
         for (int i = 0; i < chunks; i++)
         {
-            // The first that is cut stays so, whatever comes of those behind it meanwhile.
+            // The first that is cut stays so, whatever the thread that takes them all makes of those behind it meanwhile.
             isCut |= *KeysAt((chain * _chunks) + i).Irregular != 0;
         }
 
@@ -357,17 +357,19 @@ internal unsafe partial class LinearForward<TV>
             return;
         }
 
-        int vectors = _layout.FeatureWidth / TV.Count;
-        (int first, int end) = isCut ? (0, _layout.FeatureWidth) : (vectors * piece / _pieces * TV.Count, vectors * (piece + 1) / _pieces * TV.Count);
+        long vectors = _layout.FeatureWidth / TV.Count;
+        (int first, int end) = isCut ? (0, _layout.FeatureWidth) : ((int)(vectors * piece / _pieces) * TV.Count, (int)(vectors * (piece + 1) / _pieces) * TV.Count);
         State state = StateAt(chain);
+        bool isBehindCut = false;
         for (int i = 0; i < chunks; i++)
         {
             Keys keys = KeysAt((chain * _chunks) + i);
-            if (isCut && _mode == FeatureMode.Logarithmic && _problem.Causal && !IsSame(keys.Before, state.LogScale))
+            if (isBehindCut && !IsSame(keys.Before, state.LogScale))
             {
                 Reduce(chain, _firstChunk + i, keys, scratch, state.LogScale);
             }
 
+            isBehindCut |= *keys.Irregular != 0;
             Raise(state, keys, first, end, scratch);
             Absorb(state, keys, first, end, keepPrefix: _problem.Causal);
         }
