@@ -18,7 +18,9 @@ public sealed class Table(params string[] header)
 
     private string Write(string start, string between, string end, bool isMarkdown)
     {
-        int[] widths = [.. header.Select((_, column) => _rows.Append(header).Max(row => row[column].Length))];
+        // A hyphen and a colon say in Markdown that a column holds numbers.
+        const int Narrowest = 2;
+        int[] widths = [.. header.Select((_, column) => Math.Max(Narrowest, _rows.Append(header).Max(row => row[column].Length)))];
         var text = new StringBuilder();
         Line(header);
         Line([.. widths.Select((width, column) => isMarkdown && column > 0 ? new string('-', width - 1) + ":" : new string('-', width))]);

@@ -2,6 +2,7 @@ using System.Runtime.InteropServices;
 using System.Xml.Linq;
 using Gpu.Attention.Benchmarks;
 using Gpu.Attention.Benchmarks.Reporting;
+using Gpu.Attention.Plotting;
 using Xunit;
 
 namespace Gpu.Attention.Samples.Tests;
@@ -109,6 +110,15 @@ public sealed class ReportTests
         {
             Assert.Contains($"\n## {section}", text, StringComparison.Ordinal);
         }
+    }
+
+    [Fact]
+    public void Tables_OfOneDigit_AreTablesInMarkdown()
+    {
+        var table = new Table("n", "B");
+        table.Add("x", "1");
+
+        Assert.Equal("| n  |  B |\n| -- | -: |\n| x  |  1 |\n", table.ToMarkdown());
     }
 
     [Fact]
