@@ -189,7 +189,11 @@ internal sealed class ReportRun
             Times = times,
             Slopes = [.. Curves.Slopes(times)],
             Crossovers = [.. Curves.Crossovers(times)],
-            Shapes = [.. shapes.Select(s => s.Cores == Environment.ProcessorCount ? s : s with { PeakShare = s.Gflops / _limits.Best.PeakGflopsOneCore })],
+
+            // A case above the peak says that the peak was measured too low.
+            Shapes = [.. shapes.Select(s => s.Cores == Environment.ProcessorCount
+                ? s
+                : s with { PeakShare = s.Gflops / _limits.Best.PeakGflopsOneCore is var share and <= 1 ? share : null })],
             Stages = [.. stages.Select(s => s with { PeakShare = s.PeakShare / _limits.Best.PeakGflopsOneCore })],
             Memory = memory,
             Decode = decode,
