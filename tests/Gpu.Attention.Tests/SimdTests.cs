@@ -398,7 +398,7 @@ public sealed unsafe class SimdTests
         {
             float* lanes = stackalloc float[64];
             (double Units, float At) worst = default;
-            for (float x = -87.3f; x < 88.3f; x += 0.0031f)
+            for (float x = -86.98f; x < 88.72f; x += 0.0031f)
             {
                 double expected = Math.Exp(x);
                 double unit = (double)MathF.BitIncrement((float)expected) - (float)expected;
@@ -409,17 +409,29 @@ public sealed unsafe class SimdTests
             Assert.True(worst.Units < 1.2, $"{typeof(TV).Name}: {worst.Units} units in the last place at {worst.At}");
             Assert.Equal(1, Of(0));
             Assert.Equal(0, Of(float.NegativeInfinity));
-            Assert.Equal(0, Of(-88));
+            Assert.InRange(Of(88.72283f), 3.4e38f, float.MaxValue);
+            Assert.Equal(float.PositiveInfinity, Of(88.7229f));
+            Assert.Equal(0, Of(-87));
             Assert.Equal(0, Of(-1e30f));
             Assert.Equal(float.PositiveInfinity, Of(89));
             Assert.Equal(float.PositiveInfinity, Of(float.PositiveInfinity));
             Assert.True(float.IsNaN(Of(float.NaN)));
+            Assert.True(float.IsNaN(Of(-float.NaN)));
 
             float Of(float x)
             {
-                TV.Store(SimdExp.Exp(TV.Broadcast(x)), lanes);
+                TV one = SimdExp.Exp(TV.Broadcast(x));
+                (TV y0, TV y1, TV y2, TV y3) = (TV.Broadcast(1), TV.Broadcast(x), TV.Broadcast(float.NaN), TV.Broadcast(x));
+                SimdExp.Exp(ref y0, ref y1, ref y2, ref y3);
+                TV.Store(one, lanes);
+                TV.Store(y1, lanes + TV.Count);
+                TV.Store(y3, lanes + (2 * TV.Count));
+                Assert.Equal(Bits(0), Bits(TV.Count));
+                Assert.Equal(Bits(0), Bits(2 * TV.Count));
                 return lanes[0];
             }
+
+            int Bits(int lane) => BitConverter.SingleToInt32Bits(lanes[lane]);
         }
     }
 

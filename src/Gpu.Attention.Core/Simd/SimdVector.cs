@@ -1,6 +1,5 @@
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics;
-using System.Runtime.Intrinsics.X86;
 
 namespace Gpu.Attention;
 
@@ -35,8 +34,8 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary>The larger of each lane by one instruction; which operand wins beside a NaN is the machine's choice.</summary>
     static abstract TSelf Max(TSelf left, TSelf right);
 
-    /// <summary>The smaller of each lane of a bound, which is a number, and of a value; NaN where the value is.</summary>
-    static abstract TSelf Min(TSelf bound, TSelf value);
+    /// <summary>The nearest value between two bounds, which are numbers; NaN where the value is.</summary>
+    static abstract TSelf Clamp(TSelf value, TSelf low, TSelf high);
 
     /// <summary>The larger of each lane; NaN beside a NaN.</summary>
     static abstract TSelf MaxOrNaN(TSelf left, TSelf right);
@@ -50,11 +49,8 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary><c>whenTrue</c> in lanes where <c>left &gt; right</c>, else <c>whenFalse</c>.</summary>
     static abstract TSelf SelectGreater(TSelf left, TSelf right, TSelf whenTrue, TSelf whenFalse);
 
-    /// <summary>The nearest whole number, ties to even.</summary>
-    static abstract TSelf Round(TSelf value);
-
-    /// <summary><c>value · 2^exponent</c> for whole exponents from −126 to 127, and with 128 at most +∞ for a value of 0.7 and more.</summary>
-    static abstract TSelf ScaleByPowerOfTwo(TSelf value, TSelf exponent);
+    /// <summary>The number that has a lane's lowest bits for its exponent, and nothing else.</summary>
+    static abstract TSelf ShiftToExponent(TSelf value);
 
     /// <summary>The lanes' sum, in an order that depends on the width only.</summary>
     static abstract float Sum(TSelf value);
@@ -97,7 +93,8 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
     public static V512 Max(V512 left, V512 right) => new(Vector512.MaxNative(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V512 Min(V512 bound, V512 value) => new(Vector512.MinNative(bound._value, value._value));
+    public static V512 Clamp(V512 value, V512 low, V512 high) =>
+        new(Vector512.MaxNative(low._value, Vector512.MinNative(high._value, value._value)));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 MaxOrNaN(V512 left, V512 right) => new(Vector512.Max(left._value, right._value));
@@ -115,10 +112,7 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
         new(Vector512.ConditionalSelect(Vector512.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V512 Round(V512 value) => new(Vector512.Round(value._value));
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V512 ScaleByPowerOfTwo(V512 value, V512 exponent) => new(Avx512F.Scale(value._value, exponent._value));
+    public static V512 ShiftToExponent(V512 value) => new((value._value.AsInt32() << 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Sum(V512 value) => V256.Sum(new V256(value._value.GetLower() + value._value.GetUpper()));
@@ -162,7 +156,8 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
     public static V256 Max(V256 left, V256 right) => new(Vector256.MaxNative(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V256 Min(V256 bound, V256 value) => new(Vector256.MinNative(bound._value, value._value));
+    public static V256 Clamp(V256 value, V256 low, V256 high) =>
+        new(Vector256.MaxNative(low._value, Vector256.MinNative(high._value, value._value)));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 MaxOrNaN(V256 left, V256 right) => new(Vector256.Max(left._value, right._value));
@@ -180,11 +175,7 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
         new(Vector256.ConditionalSelect(Vector256.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V256 Round(V256 value) => new(Vector256.Round(value._value));
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V256 ScaleByPowerOfTwo(V256 value, V256 exponent) =>
-        new(value._value * ((Vector256.ConvertToInt32Native(exponent._value) + Vector256.Create(127)) << 23).AsSingle());
+    public static V256 ShiftToExponent(V256 value) => new((value._value.AsInt32() << 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Sum(V256 value) => V128.Sum(new V128(value._value.GetLower() + value._value.GetUpper()));
@@ -228,7 +219,8 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
     public static V128 Max(V128 left, V128 right) => new(Vector128.MaxNative(left._value, right._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V128 Min(V128 bound, V128 value) => new(Vector128.MinNative(bound._value, value._value));
+    public static V128 Clamp(V128 value, V128 low, V128 high) =>
+        new(Vector128.MaxNative(low._value, Vector128.MinNative(high._value, value._value)));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 MaxOrNaN(V128 left, V128 right) => new(Vector128.Max(left._value, right._value));
@@ -246,11 +238,7 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
         new(Vector128.ConditionalSelect(Vector128.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V128 Round(V128 value) => new(Vector128.Round(value._value));
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V128 ScaleByPowerOfTwo(V128 value, V128 exponent) =>
-        new(value._value * ((Vector128.ConvertToInt32Native(exponent._value) + Vector128.Create(127)) << 23).AsSingle());
+    public static V128 ShiftToExponent(V128 value) => new((value._value.AsInt32() << 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Sum(V128 value) => Vector128.Sum(value._value);
@@ -297,7 +285,8 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
     public static V32 Max(V32 left, V32 right) => left._value > right._value ? left : right;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V32 Min(V32 bound, V32 value) => bound._value < value._value ? bound : value;
+    public static V32 Clamp(V32 value, V32 low, V32 high) =>
+        high._value < value._value ? high : low._value > value._value ? low : value;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 MaxOrNaN(V32 left, V32 right) => new(MathF.Max(left._value, right._value));
@@ -312,10 +301,7 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
     public static V32 SelectGreater(V32 left, V32 right, V32 whenTrue, V32 whenFalse) => left._value > right._value ? whenTrue : whenFalse;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V32 Round(V32 value) => new(MathF.Round(value._value));
-
-    [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static V32 ScaleByPowerOfTwo(V32 value, V32 exponent) => new(value._value * BitConverter.Int32BitsToSingle(((int)exponent._value + 127) << 23));
+    public static V32 ShiftToExponent(V32 value) => new(BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(value._value) << 23));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static float Sum(V32 value) => value._value;
