@@ -143,12 +143,24 @@ public sealed class ReportTests
     [Fact]
     public void Warning_IsForBusyMachines()
     {
-        MachineLine machine = Report().Machine;
+        ReportFile report = Report();
 
-        Assert.NotNull(ReportMarkdown.Warning(machine));
-        Assert.NotNull(ReportMarkdown.Warning(machine with { LoadAverage = 0, OthersShare = 0.3 }));
-        Assert.Null(ReportMarkdown.Warning(machine with { LoadAverage = 0.1, OthersShare = 0.02 }));
-        Assert.Null(ReportMarkdown.Warning(machine with { LoadAverage = null, OthersShare = null }));
+        Assert.NotNull(ReportMarkdown.Warning(report));
+        Assert.NotNull(ReportMarkdown.Warning(With(loadAverage: 0, othersShare: 0.3, slower: 1)));
+        Assert.Null(ReportMarkdown.Warning(With(loadAverage: 0.1, othersShare: 0.02, slower: 1.1)));
+        Assert.Null(ReportMarkdown.Warning(With(loadAverage: null, othersShare: null, slower: 1)));
+        Assert.Null(ReportMarkdown.Warning(With(loadAverage: null, othersShare: null, slower: 1) with { Times = [] }));
+
+        // Neighbours that the machine does not see are seen in its samples.
+        ReportFile restless = With(loadAverage: 0.1, othersShare: 0.02, slower: 1.25);
+        Assert.NotNull(ReportMarkdown.Warning(restless));
+        Assert.Contains("at least 25% longer", ReportMarkdown.Write(restless), StringComparison.Ordinal);
+
+        ReportFile With(double? loadAverage, double? othersShare, double slower) => report with
+        {
+            Machine = report.Machine with { LoadAverage = loadAverage, OthersShare = othersShare },
+            Times = [.. report.Times.Select(t => t with { Samples = 3, FastestMs = t.Ms / slower })],
+        };
     }
 
     [Fact]

@@ -12,11 +12,24 @@ internal static class ReportMarkdown
 
     private const double BusyShare = 0.1;
 
-    /// <summary>What to think of a machine that was busy; null for one that was not.</summary>
-    public static string? Warning(MachineLine machine) =>
-        (machine.OthersShare is { } share ? share > BusyShare : machine.LoadAverage > BusyLoad)
-            ? "**The machine was busy with other work.** Take ratios of cases that were timed in turn, and times only as upper bounds."
-            : null;
+    private const double RestlessShare = 0.15;
+
+    /// <summary>What to think of a machine that was busy, or whose neighbours were where it cannot see them; null for one that was not.</summary>
+    public static string? Warning(ReportFile report)
+    {
+        MachineLine machine = report.Machine;
+        bool isBusy = machine.OthersShare is { } share ? share > BusyShare : machine.LoadAverage > BusyLoad;
+        return !isBusy && !(Unrest(report) > RestlessShare)
+            ? null
+            : "**The machine was busy with other work.** Take ratios of cases that were timed in turn, and times only as upper bounds.";
+    }
+
+    /// <summary>By what share of its fastest sample the median one took longer, in the middle of all cases.</summary>
+    public static double? Unrest(ReportFile report)
+    {
+        double[] shares = [.. report.Times.Where(t => t.Samples > 1).Select(t => (t.Ms / t.FastestMs) - 1)];
+        return shares.Length == 0 ? null : Median.Of(shares);
+    }
 
     public static string Write(ReportFile report)
     {
@@ -57,7 +70,7 @@ internal static class ReportMarkdown
         Document document = new Document($"What attention costs on {report.Machine.Device}")
             .Say($"Machine: {report.Machine.Line}.")
             .Say($"Measured {report.Date}{(report.Commit is null ? "" : $", commit {report.Commit}")}, with `{report.Command}`.");
-        if (Warning(report.Machine) is { } warning)
+        if (Warning(report) is { } warning)
         {
             document.Say(warning);
         }
@@ -66,6 +79,12 @@ internal static class ReportMarkdown
             B = {p.Batch}, H = {p.Heads}, d = dv = {p.Dimension}, {p.Storage}; FAVOR+ with {p.NumFeatures} random features. Times are medians of samples that were taken in turn, all cases once a
             round. Everything was held against the float64 reference before a clock ran (last section). The numbers are in `report.json`.
             """));
+        if (Unrest(report) is { } unrest)
+        {
+            document.Say(FormattableString.Invariant(
+                $"Half of the cases took at least {unrest:0%} longer in the median than at their fastest: what others, seen or not, did to the machine."));
+        }
+
         var table = new Table("the host at best", "one core", report.Machine.Cores == 1 ? "all 1" : $"all {report.Machine.Cores}");
         table.Add("fused multiply-adds, GFLOP/s", Whole(limits.PeakGflopsOneCore), Whole(limits.PeakGflopsAllCores));
         table.Add("reading memory, GB/s", One(limits.ReadGBpsOneCore), One(limits.ReadGBpsAllCores));
