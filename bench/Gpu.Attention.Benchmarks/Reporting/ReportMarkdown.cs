@@ -19,16 +19,9 @@ internal static class ReportMarkdown
     {
         MachineLine machine = report.Machine;
         bool isBusy = machine.OthersShare is { } share ? share > BusyShare : machine.LoadAverage > BusyLoad;
-        return !isBusy && !(Unrest(report) > RestlessShare)
-            ? null
-            : "**The machine was busy with other work.** Take ratios of cases that were timed in turn, and times only as upper bounds.";
-    }
-
-    /// <summary>By what share of its fastest sample the median one took longer, in the middle of all cases.</summary>
-    public static double? Unrest(ReportFile report)
-    {
-        double[] shares = [.. report.Times.Where(t => t.Samples > 1).Select(t => (t.Ms / t.FastestMs) - 1)];
-        return shares.Length == 0 ? null : Median.Of(shares);
+        return isBusy || Unrest(report) > RestlessShare
+            ? "**The machine was busy with other work.** Take ratios of cases that were timed in turn, and times only as upper bounds."
+            : null;
     }
 
     public static string Write(ReportFile report)
@@ -61,6 +54,13 @@ internal static class ReportMarkdown
             Both revisions' own tool, `gpu-attention bench`, in processes of their own and in turn; medians over rounds. Above 1, this revision is the faster one.
             """);
         return earlier.Unknown.Aggregate(document, (d, reason) => d.Say(reason));
+    }
+
+    /// <summary>By what share of its fastest sample the median one took longer, in the middle of all cases.</summary>
+    private static double? Unrest(ReportFile report)
+    {
+        double[] shares = [.. report.Times.Where(t => t.Samples > 1).Select(t => (t.Ms / t.FastestMs) - 1)];
+        return shares.Length == 0 ? null : Median.Of(shares);
     }
 
     private static Document Introduction(ReportFile report)
