@@ -157,7 +157,7 @@ public sealed unsafe class SimdTests
                 fixed (float* pc = product)
                 {
                     LinesAhead ahead = default;
-                    ahead.AddStretch(pb, b.Length, 5);
+                    ahead.AddStretch(pb, b.Length);
                     MicroKernel<TV>.Multiply(s.M, s.N, s.K, pa, s.K, pb, s.N, pc, s.N, false, &ahead);
                     MicroKernel<TV>.MultiplyTransposed(s.M, s.N, s.K, pt, s.M, pb, s.N, result.Address, s.N, false);
                     Assert.Equal(product, result.Span.ToArray());

@@ -31,7 +31,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         if (_layout.ByChain && _problem.Causal)
         {
             // Where the next chunk's features go.
-            ahead.AddStretch(room.KeysAt(chunk + 1).Rows, (long)Chunk * _layout.FeatureStride, Chunk);
+            ahead.AddStretch(room.KeysAt(chunk + 1).Rows, (long)Chunk * _layout.FeatureStride);
         }
 
         ProjectRows(_key, n, x, stride, keys.Rows, keys.Terms, room.Scratch, &ahead);
@@ -324,14 +324,14 @@ internal sealed unsafe partial class LinearBackward<TV>
         {
             int batch = BatchRow(Place(chain));
             int head = KeyHead(chain);
-            ahead.AddRows(_buffers.Key, batch, next, head, shape.KeyDimension);
-            ahead.AddRows(_buffers.Value, batch, next, head, shape.ValueDimension);
+            ahead.AddRows(_buffers.Key, batch, next, head, shape.KeyDimension, Chunk);
+            ahead.AddRows(_buffers.Value, batch, next, head, shape.ValueDimension, Chunk);
         }
 
         if (_layout.ByChain && _problem.Causal)
         {
             // Where the state behind the next chunk goes.
-            ahead.AddStretch(room.KeysAt(chunk + 2).Sums, SumFloats, Chunk);
+            ahead.AddStretch(room.KeysAt(chunk + 2).Sums, SumFloats);
         }
 
         int rs = _layout.FeatureStride;

@@ -590,13 +590,13 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         {
             // The rows that are about to be written, and what comes next in a chain.
             LinesAhead ahead = default;
-            ahead.AddRows(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension);
+            ahead.AddRows(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension, Chunk);
             int chunk = view.Before / Chunk;
             if (_layout.ByChain && _problem.Causal && chunk > 0)
             {
                 Keys next = room.KeysAt(chunk - 1);
-                ahead.AddStretch(next.Rows, (long)Chunk * rs, Chunk);
-                ahead.AddStretch(next.Values, (long)Chunk * room.GradientStride, Chunk);
+                ahead.AddStretch(next.Rows, (long)Chunk * rs);
+                ahead.AddStretch(next.Values, (long)Chunk * room.GradientStride);
             }
 
             MicroKernel<TV>.Multiply(n, _layout.FeatureWidth, dv + 1, view.Values, room.GradientStride, reverse, rs, gradient, rs, true, &ahead);

@@ -146,8 +146,8 @@ internal unsafe partial class LinearForward<TV>
             if (token < shape.QueryLength)
             {
                 int batch = BatchRow(Place(chain));
-                ahead.AddRows(_buffers.Query, batch, token, head, shape.KeyDimension);
-                ahead.AddRows(_buffers.Output, batch, token, head, shape.ValueDimension);
+                ahead.AddRows(_buffers.Query, batch, token, head, shape.KeyDimension, Chunk);
+                ahead.AddRows(_buffers.Output, batch, token, head, shape.ValueDimension, Chunk);
             }
         }
 
@@ -175,8 +175,8 @@ internal unsafe partial class LinearForward<TV>
         if (token < shape.KeyLength)
         {
             int batch = BatchRow(Place(chain));
-            ahead.AddRows(_buffers.Key, batch, token, head, shape.KeyDimension);
-            ahead.AddRows(_buffers.Value, batch, token, head, shape.ValueDimension);
+            ahead.AddRows(_buffers.Key, batch, token, head, shape.KeyDimension, Chunk);
+            ahead.AddRows(_buffers.Value, batch, token, head, shape.ValueDimension, Chunk);
         }
     }
 

@@ -177,8 +177,8 @@ internal unsafe partial class LinearForward<TV>
         LinesAhead ahead = default;
         if (!AsksWithKeys && next < shape.QueryLength)
         {
-            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension);
-            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension);
+            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension, Chunk);
+            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension, Chunk);
         }
 
         (int rs, int dvs) = (_layout.FeatureStride, _layout.ValueStride);

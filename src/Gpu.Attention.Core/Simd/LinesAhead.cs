@@ -1,79 +1,106 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 
 namespace Gpu.Attention;
 
 /// <summary>
-/// Memory that is wanted next, asked for a cache line at a time while a product runs: a head's rows lie far apart, and the processor's own prefetching does not
+/// Memory that is wanted next, asked for some cache lines at a time while a product runs: a head's rows lie far apart, and the processor's own prefetching does not
 /// follow them.
 /// </summary>
 /// <remarks>
-/// Lines are asked for as streams, each a start and a step, one line for each step of the inner dimension of one tile. More at once would wait for each other. It is a hint
-/// only: it may ask for what is never read, and on processors without the instruction nothing comes of it.
+/// Lines are asked for between tiles, spread over all of them, eight at a time: one alone costs as much waiting as eight beside each other, and many more wait for each other. Eight
+/// rows that lie apart are asked for line by line, so that what their pages cost to find is paid together. It is a hint only: it may ask for what is never read, and on
+/// processors without the instruction nothing comes of it.
 /// </remarks>
 internal unsafe struct LinesAhead
 {
-    private const int Capacity = 48;
+    private const int Capacity = 8;
     private const int LineBytes = 64;
+    private const int Burst = 8;
 
-    private Streams _starts;
-    private Streams _steps;
+    private Stretches _stretches;
     private int _count;
-    private int _next;
+    private int _at;
+    private nint _row;
+    private nint _line;
+    private nint _lines;
+    private nint _asked;
     private nint _tile;
     private nint _tiles;
 
     /// <summary>True when nothing is asked for.</summary>
-    public readonly bool IsEmpty => _count == 0;
+    public readonly bool IsEmpty => _lines == 0;
 
-    /// <summary>One head's rows of a tensor from a token on, as many as a tile has steps.</summary>
-    public void AddRows(in TensorBuffer tensor, long batch, long token, long head, int width)
+    /// <summary>Some tokens' rows of one head of a tensor.</summary>
+    public void AddRows(in TensorBuffer tensor, long batch, long token, long head, int width, int rows)
     {
         nint size = tensor.Memory.Type.Size();
-        nint line = (nint)tensor.Row(batch, token, head);
-        nint end = line + (width * size);
-        for (line &= ~(nint)(LineBytes - 1); line < end; line += LineBytes)
-        {
-            Add(line, (nint)tensor.TokenStride * size);
-        }
+        nint start = (nint)tensor.Row(batch, token, head);
+        nint end = start + (width * size);
+        start &= ~(nint)(LineBytes - 1);
+        Add(start, (nint)tensor.TokenStride * size, rows, (end - start + LineBytes - 1) / LineBytes);
     }
 
-    /// <summary>A stretch of memory, for tiles of some steps.</summary>
-    public void AddStretch(float* start, long floats, int steps)
-    {
-        nint end = (nint)(start + floats);
-        for (nint line = (nint)start; line < end; line += steps * LineBytes)
-        {
-            Add(line, LineBytes);
-        }
-    }
+    /// <summary>A stretch of memory.</summary>
+    public void AddStretch(float* start, long floats) =>
+        Add((nint)start, LineBytes, (nint)((floats * sizeof(float)) + LineBytes - 1) / LineBytes, 1);
 
-    /// <summary>Says over how many tiles the streams are to be spread. The first to say so counts: several products may share them.</summary>
+    /// <summary>Says over how many tiles the lines are to be spread. The first to say so counts: several products may share them.</summary>
     public void Expect(nint tiles) => _tiles = _tiles == 0 ? tiles : _tiles;
 
-    /// <summary>The next tile's stream, if it is to have one: they are spread over all tiles.</summary>
-    public bool TryNext(out nint start, out nint step)
+    /// <summary>Asks for what is due before the next tile.</summary>
+    public void Ask()
     {
         _tile++;
-        bool isDue = _next < _count && _tile * _count > _next * _tiles;
-        start = isDue ? _starts[_next] : 0;
-        step = isDue ? _steps[_next] : 0;
-        _next += isDue ? 1 : 0;
-        return isDue;
+        nint due = nint.Min(_lines, _tile * _lines / _tiles);
+        while (_asked < due && (_asked + Burst <= due || due == _lines))
+        {
+            ref Stretch stretch = ref _stretches[_at];
+            nint rows = nint.Min(Burst, stretch.Rows - _row);
+            nint line = stretch.Start + (_row * stretch.Step) + (_line * LineBytes);
+            for (nint i = 0; Sse.IsSupported && i < rows; i++)
+            {
+                Sse.Prefetch0((void*)line);
+                line += stretch.Step;
+            }
+
+            _asked += rows;
+            if (++_line < stretch.Lines)
+            {
+                continue;
+            }
+
+            _line = 0;
+            _row += rows;
+            if (_row == stretch.Rows)
+            {
+                _row = 0;
+                _at++;
+            }
+        }
     }
 
-    private void Add(nint start, nint step)
+    private void Add(nint start, nint step, nint rows, nint lines)
     {
-        if (_count < Capacity)
+        if (_count < Capacity && rows > 0 && lines > 0)
         {
-            _starts[_count] = start;
-            _steps[_count] = step;
-            _count++;
+            _stretches[_count++] = new Stretch { Start = start, Step = step, Rows = rows, Lines = lines };
+            _lines += rows * lines;
         }
+    }
+
+    /// <summary>Rows of some lines each, a step apart.</summary>
+    private struct Stretch
+    {
+        public nint Start;
+        public nint Step;
+        public nint Rows;
+        public nint Lines;
     }
 
     [InlineArray(Capacity)]
-    private struct Streams
+    private struct Stretches
     {
-        private nint _first;
+        private Stretch _first;
     }
 }

@@ -1,5 +1,4 @@
 using System.Runtime.CompilerServices;
-using System.Runtime.Intrinsics.X86;
 
 namespace Gpu.Attention;
 
@@ -118,9 +117,9 @@ internal static unsafe class MicroKernel<TV>
                 int rows = (int)nint.Min(m - row, Rows);
                 nint at = (row * ldc) + column;
                 tile.A = a + (row * aRow);
-                if (ahead is null || !ahead->TryNext(out tile.Line, out tile.LineStep))
+                if (ahead is not null)
                 {
-                    (tile.Line, tile.LineStep) = ((nint)tile.A, 0);
+                    ahead->Ask();
                 }
 
                 tile.C = c + at;
@@ -182,8 +181,6 @@ internal static unsafe class MicroKernel<TV>
         nint ldb = tile->BRow;
         float* c = tile->C;
         nint ldc = tile->CRow;
-        nint line = tile->Line;
-        nint lineStep = tile->LineStep;
         TV c00 = default, c01 = default, c02 = default, c03 = default;
         TV c10 = default, c11 = default, c12 = default, c13 = default;
         TV c20 = default, c21 = default, c22 = default, c23 = default;
@@ -323,135 +320,130 @@ internal static unsafe class MicroKernel<TV>
                 TV b3 = TN.Value > 3 ? TV.Load(b + (3 * TV.Count)) : default;
                 b += ldb;
                 TV f0 = TV.Broadcast(*a);
-                c00 = TV.MultiplyAdd(f0, b0, c00);
+                TV.AddProduct(f0, b0, ref c00);
 
                 if (TN.Value > 1)
                 {
-                    c01 = TV.MultiplyAdd(f0, b1, c01);
+                    TV.AddProduct(f0, b1, ref c01);
                 }
 
                 if (TN.Value > 2)
                 {
-                    c02 = TV.MultiplyAdd(f0, b2, c02);
+                    TV.AddProduct(f0, b2, ref c02);
                 }
 
                 if (TN.Value > 3)
                 {
-                    c03 = TV.MultiplyAdd(f0, b3, c03);
+                    TV.AddProduct(f0, b3, ref c03);
                 }
 
                 if (TM.Value > 1)
                 {
                     TV f1 = TV.Broadcast(a[aRow]);
-                    c10 = TV.MultiplyAdd(f1, b0, c10);
+                    TV.AddProduct(f1, b0, ref c10);
 
                     if (TN.Value > 1)
                     {
-                        c11 = TV.MultiplyAdd(f1, b1, c11);
+                        TV.AddProduct(f1, b1, ref c11);
                     }
 
                     if (TN.Value > 2)
                     {
-                        c12 = TV.MultiplyAdd(f1, b2, c12);
+                        TV.AddProduct(f1, b2, ref c12);
                     }
 
                     if (TN.Value > 3)
                     {
-                        c13 = TV.MultiplyAdd(f1, b3, c13);
+                        TV.AddProduct(f1, b3, ref c13);
                     }
                 }
 
                 if (TM.Value > 2)
                 {
                     TV f2 = TV.Broadcast(a[twoRows]);
-                    c20 = TV.MultiplyAdd(f2, b0, c20);
+                    TV.AddProduct(f2, b0, ref c20);
 
                     if (TN.Value > 1)
                     {
-                        c21 = TV.MultiplyAdd(f2, b1, c21);
+                        TV.AddProduct(f2, b1, ref c21);
                     }
 
                     if (TN.Value > 2)
                     {
-                        c22 = TV.MultiplyAdd(f2, b2, c22);
+                        TV.AddProduct(f2, b2, ref c22);
                     }
 
                     if (TN.Value > 3)
                     {
-                        c23 = TV.MultiplyAdd(f2, b3, c23);
+                        TV.AddProduct(f2, b3, ref c23);
                     }
                 }
 
                 if (TM.Value > 3)
                 {
                     TV f3 = TV.Broadcast(*a3);
-                    c30 = TV.MultiplyAdd(f3, b0, c30);
+                    TV.AddProduct(f3, b0, ref c30);
 
                     if (TN.Value > 1)
                     {
-                        c31 = TV.MultiplyAdd(f3, b1, c31);
+                        TV.AddProduct(f3, b1, ref c31);
                     }
 
                     if (TN.Value > 2)
                     {
-                        c32 = TV.MultiplyAdd(f3, b2, c32);
+                        TV.AddProduct(f3, b2, ref c32);
                     }
 
                     if (TN.Value > 3)
                     {
-                        c33 = TV.MultiplyAdd(f3, b3, c33);
+                        TV.AddProduct(f3, b3, ref c33);
                     }
                 }
 
                 if (TM.Value > 4)
                 {
                     TV f4 = TV.Broadcast(a3[aRow]);
-                    c40 = TV.MultiplyAdd(f4, b0, c40);
+                    TV.AddProduct(f4, b0, ref c40);
 
                     if (TN.Value > 1)
                     {
-                        c41 = TV.MultiplyAdd(f4, b1, c41);
+                        TV.AddProduct(f4, b1, ref c41);
                     }
 
                     if (TN.Value > 2)
                     {
-                        c42 = TV.MultiplyAdd(f4, b2, c42);
+                        TV.AddProduct(f4, b2, ref c42);
                     }
 
                     if (TN.Value > 3)
                     {
-                        c43 = TV.MultiplyAdd(f4, b3, c43);
+                        TV.AddProduct(f4, b3, ref c43);
                     }
                 }
 
                 if (TM.Value > 5)
                 {
                     TV f5 = TV.Broadcast(a3[twoRows]);
-                    c50 = TV.MultiplyAdd(f5, b0, c50);
+                    TV.AddProduct(f5, b0, ref c50);
 
                     if (TN.Value > 1)
                     {
-                        c51 = TV.MultiplyAdd(f5, b1, c51);
+                        TV.AddProduct(f5, b1, ref c51);
                     }
 
                     if (TN.Value > 2)
                     {
-                        c52 = TV.MultiplyAdd(f5, b2, c52);
+                        TV.AddProduct(f5, b2, ref c52);
                     }
 
                     if (TN.Value > 3)
                     {
-                        c53 = TV.MultiplyAdd(f5, b3, c53);
+                        TV.AddProduct(f5, b3, ref c53);
                     }
                 }
 
                 a += aStep;
                 a3 += aStep;
-                if (Sse.IsSupported)
-                {
-                    Sse.Prefetch0((void*)line);
-                    line += lineStep;
-                }
             }
 
             if (next == 0)
@@ -465,7 +457,6 @@ internal static unsafe class MicroKernel<TV>
             twoRows = 2 * aRow;
             b = tile->Second.B;
             ldb = tile->Second.BRow;
-            lineStep = 0;
         }
 
         float* x = tile->X;
@@ -727,8 +718,6 @@ internal static unsafe class MicroKernel<TV>
         public nint CRow;
         public float* X;
         public float* W;
-        public nint Line;
-        public nint LineStep;
         public Factors Second;
         public bool Accumulates;
     }

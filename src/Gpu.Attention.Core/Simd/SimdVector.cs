@@ -31,6 +31,9 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary><c>left · right + addend</c>, fused where the machine fuses.</summary>
     static abstract TSelf MultiplyAdd(TSelf left, TSelf right, TSelf addend);
 
+    /// <summary><c>sum += left · right</c>, as <see cref="MultiplyAdd"/>.</summary>
+    static abstract void AddProduct(TSelf left, TSelf right, ref TSelf sum);
+
     /// <summary>The larger of each lane by one instruction; which operand wins beside a NaN is the machine's choice.</summary>
     static abstract TSelf Max(TSelf left, TSelf right);
 
@@ -59,9 +62,9 @@ internal unsafe interface ISimdVector<TSelf>
     static abstract float MaxAcross(TSelf value);
 }
 
-internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
+internal unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
 {
-    private readonly Vector512<float> _value = value;
+    private Vector512<float> _value = value;
 
     public static int Count => 16;
 
@@ -88,6 +91,9 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 MultiplyAdd(V512 left, V512 right, V512 addend) =>
         new(Vector512.MultiplyAddEstimate(left._value, right._value, addend._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(V512 left, V512 right, ref V512 sum) => sum._value = Vector512.MultiplyAddEstimate(left._value, right._value, sum._value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 Max(V512 left, V512 right) => new(Vector512.MaxNative(left._value, right._value));
@@ -122,9 +128,9 @@ internal readonly unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
         V256.MaxAcross(new V256(Vector256.MaxNative(value._value.GetLower(), value._value.GetUpper())));
 }
 
-internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
+internal unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
 {
-    private readonly Vector256<float> _value = value;
+    private Vector256<float> _value = value;
 
     public static int Count => 8;
 
@@ -151,6 +157,9 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 MultiplyAdd(V256 left, V256 right, V256 addend) =>
         new(Vector256.MultiplyAddEstimate(left._value, right._value, addend._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(V256 left, V256 right, ref V256 sum) => sum._value = Vector256.MultiplyAddEstimate(left._value, right._value, sum._value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 Max(V256 left, V256 right) => new(Vector256.MaxNative(left._value, right._value));
@@ -185,9 +194,9 @@ internal readonly unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
         V128.MaxAcross(new V128(Vector128.MaxNative(value._value.GetLower(), value._value.GetUpper())));
 }
 
-internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
+internal unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
 {
-    private readonly Vector128<float> _value = value;
+    private Vector128<float> _value = value;
 
     public static int Count => 4;
 
@@ -214,6 +223,9 @@ internal readonly unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 MultiplyAdd(V128 left, V128 right, V128 addend) =>
         new(Vector128.MultiplyAddEstimate(left._value, right._value, addend._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(V128 left, V128 right, ref V128 sum) => sum._value = Vector128.MultiplyAddEstimate(left._value, right._value, sum._value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 Max(V128 left, V128 right) => new(Vector128.MaxNative(left._value, right._value));
@@ -280,6 +292,9 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 MultiplyAdd(V32 left, V32 right, V32 addend) => new((left._value * right._value) + addend._value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static void AddProduct(V32 left, V32 right, ref V32 sum) => sum = MultiplyAdd(left, right, sum);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 Max(V32 left, V32 right) => left._value > right._value ? left : right;
