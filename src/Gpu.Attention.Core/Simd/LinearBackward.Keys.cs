@@ -324,8 +324,9 @@ internal sealed unsafe partial class LinearBackward<TV>
         {
             int batch = BatchRow(Place(chain));
             int head = KeyHead(chain);
-            ahead.AddRows(_buffers.Key, batch, next, head, shape.KeyDimension, Chunk);
-            ahead.AddRows(_buffers.Value, batch, next, head, shape.ValueDimension, Chunk);
+            int rows = Math.Min(Chunk, shape.KeyLength - next);
+            ahead.AddRows(_buffers.Key, batch, next, head, shape.KeyDimension, rows);
+            ahead.AddRows(_buffers.Value, batch, next, head, shape.ValueDimension, rows);
         }
 
         if (_layout.ByChain && _problem.Causal)

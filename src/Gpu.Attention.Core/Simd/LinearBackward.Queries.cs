@@ -78,15 +78,15 @@ internal sealed unsafe partial class LinearBackward<TV>
 
                 // Rows that are about to be written, or read again.
                 LinesAhead ahead = default;
-                ahead.AddRows(_gradients.QueryGradient, batch, token, head, shape.KeyDimension, Chunk);
+                ahead.AddRows(_gradients.QueryGradient, batch, token, head, shape.KeyDimension, n);
                 if (view.Keys > 0 && _wantsKeys)
                 {
-                    ahead.AddRows(_buffers.Key, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.KeyDimension, Chunk);
+                    ahead.AddRows(_buffers.Key, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.KeyDimension, n);
                 }
 
                 if (view.Keys > 0 && _wantsValues)
                 {
-                    ahead.AddRows(_gradients.ValueGradient, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.ValueDimension, Chunk);
+                    ahead.AddRows(_gradients.ValueGradient, batch, Math.Min(token, shape.KeyLength - 1), KeyHead(chain), shape.ValueDimension, n);
                 }
 
                 int inner = shape.ValueDimension + 1;
@@ -143,9 +143,10 @@ internal sealed unsafe partial class LinearBackward<TV>
         int next = !isLast ? token : _layout.ByChain && _problem.Causal ? token - n : token + (_chunksApart * n);
         if (next >= 0 && next < shape.QueryLength)
         {
-            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension, Chunk);
-            ahead.AddRows(_gradients.OutputGradient, batch, next, nextHead, shape.ValueDimension, Chunk);
-            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension, Chunk);
+            int rows = Math.Min(isLast ? Chunk : n, shape.QueryLength - next);
+            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension, rows);
+            ahead.AddRows(_gradients.OutputGradient, batch, next, nextHead, shape.ValueDimension, rows);
+            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension, rows);
         }
     }
 

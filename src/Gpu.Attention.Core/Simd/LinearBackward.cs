@@ -590,7 +590,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         {
             // The rows that are about to be written, and what comes next in a chain.
             LinesAhead ahead = default;
-            ahead.AddRows(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension, Chunk);
+            ahead.AddRows(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension, n);
             int chunk = view.Before / Chunk;
             if (_layout.ByChain && _problem.Causal && chunk > 0)
             {

@@ -92,7 +92,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>
     /// True where rows of the next chunk's queries are asked for while this one's keys are summed, since those of its keys were while these were projected. Else while
-    /// queries read the state, which with many features are more steps than rows.
+    /// queries read the state.
     /// </summary>
     private bool AsksWithKeys => _layout.ByChain && _problem.Causal && _problem.Shape.HeadGroup == 1 && _key.Rows is not null;
 
@@ -146,8 +146,9 @@ internal unsafe partial class LinearForward<TV>
             if (token < shape.QueryLength)
             {
                 int batch = BatchRow(Place(chain));
-                ahead.AddRows(_buffers.Query, batch, token, head, shape.KeyDimension, Chunk);
-                ahead.AddRows(_buffers.Output, batch, token, head, shape.ValueDimension, Chunk);
+                int rows = Math.Min(Chunk, shape.QueryLength - token);
+                ahead.AddRows(_buffers.Query, batch, token, head, shape.KeyDimension, rows);
+                ahead.AddRows(_buffers.Output, batch, token, head, shape.ValueDimension, rows);
             }
         }
 
@@ -175,8 +176,9 @@ internal unsafe partial class LinearForward<TV>
         if (token < shape.KeyLength)
         {
             int batch = BatchRow(Place(chain));
-            ahead.AddRows(_buffers.Key, batch, token, head, shape.KeyDimension, Chunk);
-            ahead.AddRows(_buffers.Value, batch, token, head, shape.ValueDimension, Chunk);
+            int rows = Math.Min(Chunk, shape.KeyLength - token);
+            ahead.AddRows(_buffers.Key, batch, token, head, shape.KeyDimension, rows);
+            ahead.AddRows(_buffers.Value, batch, token, head, shape.ValueDimension, rows);
         }
     }
 

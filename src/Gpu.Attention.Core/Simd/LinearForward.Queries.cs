@@ -177,8 +177,9 @@ internal unsafe partial class LinearForward<TV>
         LinesAhead ahead = default;
         if (!AsksWithKeys && next < shape.QueryLength)
         {
-            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension, Chunk);
-            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension, Chunk);
+            int rows = Math.Min(n, shape.QueryLength - next);
+            ahead.AddRows(_buffers.Query, batch, next, nextHead, shape.KeyDimension, rows);
+            ahead.AddRows(_buffers.Output, batch, next, nextHead, shape.ValueDimension, rows);
         }
 
         (int rs, int dvs) = (_layout.FeatureStride, _layout.ValueStride);
