@@ -182,6 +182,39 @@ public sealed unsafe class SimdTests
             });
     }
 
+    [Theory]
+    [InlineData(5)]
+    [InlineData(64)]
+    public void Lines_ahead_reach_every_row_and_stretch(int steps)
+    {
+        // Addresses only: nothing of them is read.
+        const int Rows = 21, Tokens = 2 * Rows, Heads = 2, Width = 32, LineBytes = 64, StretchLines = 100;
+        float* start = (float*)(1 << 20);
+        float* stretch = (float*)(1 << 24);
+        TensorBuffer tensor = TensorBuffer.Dense(MemoryRegion.Host(start, Tokens * Heads * Width), Tokens, Heads, Width);
+        LinesAhead ahead = default;
+        ahead.AddRows(tensor, batch: 0, token: 3, head: 1, Width, Rows);
+        ahead.AddStretch(stretch, StretchLines * LineBytes / sizeof(float));
+        HashSet<nint> missing = [.. Enumerable.Range(0, StretchLines).Select(i => (nint)stretch + (i * LineBytes))];
+        for (int row = 0; row < Rows; row++)
+        {
+            nint line = (nint)tensor.Row(0, 3 + row, 1);
+            missing.UnionWith([line, line + LineBytes]);
+        }
+
+        int tiles = missing.Count;
+        ahead.Expect(tiles);
+        for (int tile = 0; tile < tiles; tile++)
+        {
+            if (ahead.TryTake(steps, out nint line, out nint step))
+            {
+                missing.ExceptWith(Enumerable.Range(0, steps).Select(i => line + (i * step)));
+            }
+        }
+
+        Assert.Empty(missing);
+    }
+
     private sealed class CausalProductCheck : ICheck
     {
         public static void Run<TV>()
