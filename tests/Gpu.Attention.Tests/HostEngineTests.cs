@@ -90,6 +90,40 @@ public sealed class HostEngineTests : EngineLaws
         }
     }
 
+    // What raises a feature's sums must not reach the state that they came from.
+    [Theory]
+    [InlineData("favor+", 64)]
+    [InlineData("favor+", 60)]
+    [InlineData("elu", 64)]
+    public void A_token_leaves_the_state_it_starts_from_alone(string map, int dv)
+    {
+        var shape = new AttentionShape(2, 1, 1, 6, 3, 24, dv);
+        using ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        using var attention = new LinearAttention(
+            device, map == "elu" ? FeatureMap.EluPlusOne : FeatureMap.FavorPlus(RandomProjection.Orthogonal(40, 24, seed: 3)), new LinearAttentionOptions { Causal = true });
+        AttentionState before = attention.CreateState(2, 3, valueDimension: dv, keyDimension: 24);
+        float[] expected = new float[shape.OutputElements];
+        float[] actual = new float[shape.OutputElements];
+        for (ulong token = 0; token < 6; token++)
+        {
+            // Keys of growing norm: new largest features at every token.
+            (float[] q, float[] k, float[] v) = TestData.Inputs(shape, token, 1 + token);
+            AttentionState inPlace = before.Fork();
+            AttentionState copy = before.Fork();
+            AttentionState after = attention.CreateState(2, 3, valueDimension: dv, keyDimension: 24);
+            attention.Step(inPlace, shape, q, k, v, expected);
+            attention.Forward<float>(shape, q, k, v, actual, before, after);
+            SameBits(expected, actual);
+            SameBits(copy.Sums, before.Sums);
+            SameBits(copy.Normalizers, before.Normalizers);
+            SameBits(copy.LogScale, before.LogScale);
+            SameBits(inPlace.Sums, after.Sums);
+            SameBits(inPlace.Normalizers, after.Normalizers);
+            SameBits(inPlace.LogScale, after.LogScale);
+            before = after;
+        }
+    }
+
     // So many heads that several threads share them.
     [Fact]
     public void Threads_change_no_bit_of_a_token()

@@ -13,7 +13,7 @@ internal sealed unsafe partial class LinearBackward<TV>
 
     /// <summary>A chunk's values, its keys as far as the projection, and the log features that its scale comes from.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void ProjectKeys(long chain, int chunk, Keys keys, in Room room)
+    private void ProjectKeys(long chain, int chunk, in Keys keys, in Room room)
     {
         int place = Place(chain);
         int dv = _problem.Shape.ValueDimension;
@@ -69,7 +69,7 @@ internal sealed unsafe partial class LinearBackward<TV>
 
     /// <summary>Projected keys to features, at a scale where they are logarithms. False when they rise too far above it for float32.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private bool FinishKeyRows(int n, Keys keys, float* scale, in Room room)
+    private bool FinishKeyRows(int n, in Keys keys, float* scale, in Room room)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         if (_mode == FeatureMode.Logarithmic)
@@ -229,7 +229,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>[V 1]ᵀK̂ of a projected chunk at the scale that is thought to be its own.</summary>
-    private void ReduceProjected(long chain, int chunk, Keys keys, in Room room)
+    private void ReduceProjected(long chain, int chunk, in Keys keys, in Room room)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
         if (FinishKeyRows(n, keys, keys.Scale, room))
@@ -264,7 +264,7 @@ internal sealed unsafe partial class LinearBackward<TV>
 
     /// <summary>Takes rows of the state from before a reduced chunk to behind it, and leaves those before it in the chunk.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void AddReducedRows(Keys keys, int firstRow, int endRow, in Room room)
+    private void AddReducedRows(in Keys keys, int firstRow, int endRow, in Room room)
     {
         (int width, nint rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         float* factors = room.Scratch.Factors;
@@ -287,7 +287,7 @@ internal sealed unsafe partial class LinearBackward<TV>
         .SequenceEqual(MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(y, _layout.FeatureWidth)));
 
     /// <summary>The state behind a projected chunk, of the state before it, which is raised to the scale that the chunk is read at.</summary>
-    private void AddChunk(long chain, int chunk, Keys keys, float* sums, float* target, in Room room)
+    private void AddChunk(long chain, int chunk, in Keys keys, float* sums, float* target, in Room room)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
         State state = room.State;
@@ -313,7 +313,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>[V 1]ᵀK̂ of a chunk, added to something unless that is null, while keys and values of this thread's next chunk are on their way.</summary>
-    private void SumKeys(long chain, int chunk, Keys keys, float* addend, float* target, in Room room)
+    private void SumKeys(long chain, int chunk, in Keys keys, float* addend, float* target, in Room room)
     {
         AttentionShape shape = _problem.Shape;
         TokenList tokens = KeyTokens(Place(chain), chunk);
@@ -414,7 +414,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     // ---- chunks whose log features rise too far above their scale ----
 
     /// <summary>All log features of a chunk that is to be cut, and marks it so.</summary>
-    private void LogRows(long chain, int chunk, int n, Keys keys, in Room room)
+    private void LogRows(long chain, int chunk, int n, in Keys keys, in Room room)
     {
         ProjectKeys(chain, chunk, keys, room);
         *keys.Irregular = 1;
@@ -451,7 +451,7 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>The features of a segment's keys at the scale that it is read at, and the state behind it of the one before it.</summary>
-    private void AddSegment(int start, int end, Keys keys, float* sums, float* logScale, in Room room)
+    private void AddSegment(int start, int end, in Keys keys, float* sums, float* logScale, in Room room)
     {
         int rs = _layout.FeatureStride;
         RaiseForSegment(start, end, sums, logScale, room);
@@ -476,7 +476,7 @@ internal sealed unsafe partial class LinearBackward<TV>
 
     // ---- from and to the caller ----
 
-    private void Import(long chain, State state)
+    private void Import(long chain, in State state)
     {
         new Span<float>(state.Sums, checked((int)SumFloats)).Clear();
         new Span<float>(state.LogScale, _layout.FeatureWidth).Fill(float.NegativeInfinity);

@@ -336,7 +336,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>The gradients of a chunk's keys and values that all queries of the sequence see.</summary>
-    private void AnswerKeys(long chain, int chunk, Keys keys, Tile tile, in Room room)
+    private void AnswerKeys(long chain, int chunk, in Keys keys, Tile tile, in Room room)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
         ProjectKeys(chain, chunk, keys, room);
@@ -379,7 +379,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>Brings R̂ from the scale that a chunk is read at to that of the state behind the chunk before it.</summary>
-    private void LowerBehind(Keys keys, in Room room)
+    private void LowerBehind(in Keys keys, in Room room)
     {
         if (_mode == FeatureMode.Logarithmic)
         {
@@ -388,7 +388,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>A chunk whose log features rise too far, as the small chunks that it is cut into; the states before them are made again for each.</summary>
-    private void RunSegments(long chain, int chunk, int n, Keys keys, in Room room)
+    private void RunSegments(long chain, int chunk, int n, in Keys keys, in Room room)
     {
         State state = room.SegmentState;
         int* starts = stackalloc int[Chunk + 1];
@@ -497,7 +497,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>The queries that read nothing but a state.</summary>
-    private void RunStateQueries(long chain, State state, in Room room)
+    private void RunStateQueries(long chain, in State state, in Room room)
     {
         int place = Place(chain);
         bool isBlind = IsBlind(place);
@@ -525,7 +525,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private bool IsBlind(int place) => !_problem.HasInitialState && (_problem.Causal || KeysOf(place) == 0);
 
     /// <summary>A block of queries that reads nothing but a state.</summary>
-    private void AskState(long chain, int block, State state, Tile tile, in Room room)
+    private void AskState(long chain, int block, in State state, Tile tile, in Room room)
     {
         (int query, int n, _) = BlockAt(block);
         RunQueries(chain, query, n, new View { Sums = state.Sums, Scale = state.LogScale, Tile = tile }, isFirst: true, leavesProduct: false, room);
@@ -642,7 +642,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
     /// <summary>Takes rows of R̂ from behind a chunk to before it, and leaves R̂ behind it where what its queries ask was.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void AddAskedBehind(Keys keys, float* asked, int firstRow, int endRow, in Room room)
+    private void AddAskedBehind(in Keys keys, float* asked, int firstRow, int endRow, in Room room)
     {
         (int width, nint rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         float* factors = room.Scratch.Factors;
@@ -737,7 +737,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         return isAny;
     }
 
-    private void Copy(State source, State target)
+    private void Copy(in State source, in State target)
     {
         CopySums(source.Sums, target.Sums);
         Copy(source.LogScale, target.LogScale, _layout.FeatureWidth);

@@ -13,7 +13,7 @@ internal unsafe partial class LinearForward<TV>
     private const int RowsTurned = 16;
 
     /// <summary>Turns a chunk's keys and values into features and their sums K̂ᵀV and K̂ᵀ1.</summary>
-    private void Reduce(long chain, int chunk, Keys keys, Scratch scratch, float* before)
+    private void Reduce(long chain, int chunk, in Keys keys, in Scratch scratch, float* before)
     {
         if (ReadKeys(chain, chunk, keys, scratch, before))
         {
@@ -29,7 +29,7 @@ internal unsafe partial class LinearForward<TV>
     /// A chunk's values, and its key features with their sums; causal log features at the scale that they are read at, which the log scale of the state before the chunk decides
     /// with the first of them. False when they rise too far above it.
     /// </summary>
-    private protected bool ReadKeys(long chain, int chunk, Keys keys, Scratch scratch, float* before)
+    private protected bool ReadKeys(long chain, int chunk, in Keys keys, in Scratch scratch, float* before)
     {
         TokenList tokens = KeyTokens(Place(chain), chunk);
         StartChunk(chain, chunk, keys);
@@ -59,7 +59,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Features that are activations of the caller's elements, as columns, with their sums: some rows at a time, which are turned while they are at hand.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void ReadKeyFeatures(long chain, TokenList tokens, Keys keys, Scratch scratch)
+    private protected void ReadKeyFeatures(long chain, TokenList tokens, in Keys keys, in Scratch scratch)
     {
         (int n, int d) = (tokens.Count, _layout.Features);
         float* x = StoredRows.Read(_buffers.Key, BatchRow(Place(chain)), KeyHead(chain), tokens, d, scratch.Rows, out nint stride);
@@ -81,7 +81,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>A chunk's values.</summary>
-    private protected void StartChunk(long chain, int chunk, Keys keys)
+    private protected void StartChunk(long chain, int chunk, in Keys keys)
     {
         int place = Place(chain);
         *keys.Irregular = 0;
@@ -97,7 +97,7 @@ internal unsafe partial class LinearForward<TV>
     private bool AsksWithKeys => _layout.ByChain && _problem.Causal && _problem.Shape.HeadGroup == 1 && _key.Rows is not null;
 
     /// <summary>K̂ᵀV.</summary>
-    private void SumKeys(long chain, TokenList tokens, Keys keys)
+    private void SumKeys(long chain, TokenList tokens, in Keys keys)
     {
         LinesAhead ahead = Ahead(chain, tokens);
         MicroKernel<TV>.Multiply(
@@ -107,7 +107,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Adds a chunk's keys to a state that was raised for them: <see cref="SumKeys"/> and <see cref="Absorb"/> at once, to the bit.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void AddKeys(long chain, TokenList tokens, Keys keys, State state)
+    private protected void AddKeys(long chain, TokenList tokens, in Keys keys, in State state)
     {
         LinesAhead ahead = Ahead(chain, tokens);
         bool isLogarithmic = _mode == FeatureMode.Logarithmic;
@@ -184,7 +184,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>W x' of every key, as columns, and each key's row term, while keys and values of this thread's next chunk are on their way.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void LinearKeyFeatures(long chain, TokenList tokens, float* target, Scratch scratch)
+    private protected void LinearKeyFeatures(long chain, TokenList tokens, float* target, in Scratch scratch)
     {
         int n = tokens.Count;
         int d = _layout.InputDimension;
@@ -208,7 +208,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Direct features in place, with their sums; columns beyond the chunk's end become zero.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void ActivateKeys(int n, Keys keys, Scratch scratch)
+    private void ActivateKeys(int n, in Keys keys, in Scratch scratch)
     {
         bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
         int padded = PackedForm<TV>.RoundUp(n);
@@ -238,7 +238,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Log features to features with their sums: causal ones at their scale, others at the chunk's maximum. False when they rise too far above that for float32.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private bool ExponentiateKeys(int n, Keys keys, Scratch scratch, float* before)
+    private bool ExponentiateKeys(int n, in Keys keys, in Scratch scratch, float* before)
     {
         float* term = scratch.RowTerm;
         float* shift = scratch.Bias;
@@ -293,7 +293,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>What logarithms of features, less the offset b, are lowered by to their scale.</summary>
-    private void FindShift(Keys keys, float* shift)
+    private void FindShift(in Keys keys, float* shift)
     {
         for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
         {
@@ -305,7 +305,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>The log features of a chunk's first key.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void FindFirst(long chain, int chunk, Keys keys, Scratch scratch)
+    private void FindFirst(long chain, int chunk, in Keys keys, in Scratch scratch)
     {
         TokenList first = TokenList.OfKeys(_plan, Place(chain), chunk * Chunk, 1);
         float* x = StoredRows.Read(_buffers.Key, BatchRow(Place(chain)), KeyHead(chain), first, _layout.InputDimension, scratch.Rows, out nint stride);
@@ -344,7 +344,7 @@ internal unsafe partial class LinearForward<TV>
     /// Adds the block's chunks to a piece of a chain's state: some of its features, to which no other matters. Where a chunk was cut, those behind it were reduced at scales that
     /// are not so, and one thread takes the whole state through the block.
     /// </summary>
-    private void Scan(long chain, int piece, Scratch scratch)
+    private void Scan(long chain, int piece, in Scratch scratch)
     {
         int chunks = Math.Min(_chunks, KeyChunks(Place(chain)) - _firstChunk);
         bool isCut = false;
@@ -381,7 +381,7 @@ internal unsafe partial class LinearForward<TV>
         .SequenceEqual(MemoryMarshal.Cast<float, int>(new ReadOnlySpan<float>(y, _layout.Features)));
 
     /// <summary>The published conventions: below a maximum over all keys, plus an epsilon.</summary>
-    private void ExponentiateStabilizedKeys(int n, float stabilizer, Keys keys, Scratch scratch)
+    private void ExponentiateStabilizedKeys(int n, float stabilizer, in Keys keys, in Scratch scratch)
     {
         for (int feature = 0; feature < _layout.Features; feature++)
         {
@@ -399,7 +399,7 @@ internal unsafe partial class LinearForward<TV>
     // ---- chunks whose log features rise too far above their first key's ----
 
     // Such a chunk is cut where a key rises too far, so that where it is cut depends on earlier keys only; the segments' sums are merged.
-    private void ReduceInSegments(long chain, int chunk, Keys keys, Scratch scratch)
+    private void ReduceInSegments(long chain, int chunk, in Keys keys, in Scratch scratch)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
         *keys.Irregular = 1;
@@ -424,7 +424,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Log features of a chunk less the offset b, as columns.</summary>
-    private protected void LogKeyFeatures(long chain, int chunk, Scratch scratch)
+    private protected void LogKeyFeatures(long chain, int chunk, in Scratch scratch)
     {
         TokenList tokens = KeyTokens(Place(chain), chunk);
         int n = tokens.Count;
@@ -445,7 +445,7 @@ internal unsafe partial class LinearForward<TV>
     /// is cut must have the bits of one that is not.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private Keys ReduceSegment(int start, int n, out int end, float* values, float* before, Scratch scratch)
+    private Keys ReduceSegment(int start, int n, out int end, float* values, float* before, in Scratch scratch)
     {
         Keys segment = scratch.SegmentKeys;
         end = n;
@@ -489,7 +489,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Brings features of a state to the scale that a chunk is read at: the larger of the state's own and that of the chunk's first key.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void Raise(State state, Keys keys, int first, int end, Scratch scratch)
+    private protected void Raise(in State state, in Keys keys, int first, int end, in Scratch scratch)
     {
         if (_mode != FeatureMode.Logarithmic)
         {
@@ -507,7 +507,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>The larger of a state's scale and of that of a chunk's first key, and what brings the state to it. Whole vectors of features, as in <see cref="Raise"/>.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static void FindScale(float* logScale, Keys keys, int first, int end, Scratch scratch)
+    private static void FindScale(float* logScale, in Keys keys, int first, int end, in Scratch scratch)
     {
         for (int i = first; i < end; i += TV.Count)
         {
@@ -521,11 +521,11 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>True where features stand at the scale that they are read at.</summary>
-    private bool IsAtScale(Keys keys) => _mode == FeatureMode.Logarithmic && _problem.Causal && *keys.Irregular == 0;
+    private bool IsAtScale(in Keys keys) => _mode == FeatureMode.Logarithmic && _problem.Causal && *keys.Irregular == 0;
 
     /// <summary>Brings features of a state to a scale that was found for it.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void RaiseSums(State state, Keys keys, int first, int end, Scratch scratch)
+    private protected void RaiseSums(in State state, in Keys keys, int first, int end, in Scratch scratch)
     {
         for (int feature = first; feature < Math.Min(end, _layout.Features); feature++)
         {
@@ -543,7 +543,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Adds a chunk's sums to features of a state that was raised for it, and leaves the state before it in the chunk when that is to be kept.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void Absorb(State state, Keys keys, int first, int end, bool keepPrefix)
+    private protected void Absorb(in State state, in Keys keys, int first, int end, bool keepPrefix)
     {
         bool logarithmic = _mode == FeatureMode.Logarithmic;
         bool isAtScale = IsAtScale(keys);
@@ -594,7 +594,7 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    private void Clear(State state)
+    private void Clear(in State state)
     {
         new Span<float>(state.Sums, checked(_layout.Features * _layout.ValueStride)).Clear();
         new Span<float>(state.Normalizers, _layout.FeatureWidth).Clear();
@@ -602,7 +602,7 @@ internal unsafe partial class LinearForward<TV>
         new Span<float>(state.Maximum, _layout.FeatureWidth).Fill(float.NegativeInfinity);
     }
 
-    private protected void Import(long chain, State state)
+    private protected void Import(long chain, in State state)
     {
         Clear(state);
         StateBuffers initial = _buffers.InitialState;

@@ -10,7 +10,7 @@ namespace Gpu.Attention;
 internal unsafe partial class LinearForward<TV>
 {
     /// <summary>Every block that reads nothing but a state, of the chains that a thread takes together.</summary>
-    private void ReadStateBlocks(long firstChain, long firstState, Scratch scratch)
+    private void ReadStateBlocks(long firstChain, long firstState, in Scratch scratch)
     {
         (int block, int end) = BlocksOf(Place(firstChain), -1);
         for (; block < end; block++)
@@ -23,7 +23,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>One of them, if there are so many.</summary>
-    private void ReadStateBlock(long chain, int index, Scratch scratch)
+    private void ReadStateBlock(long chain, int index, in Scratch scratch)
     {
         (int first, int end) = BlocksOf(Place(chain), -1);
         if (index < end - first)
@@ -33,7 +33,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>A block of queries that sees everything the state has seen, or nothing but that.</summary>
-    private void ReadState(long chain, QueryBlock block, State state, Scratch scratch)
+    private void ReadState(long chain, QueryBlock block, in State state, in Scratch scratch)
     {
         if (!_problem.HasInitialState && (_problem.Causal || KeysOf(Place(chain)) == 0))
         {
@@ -58,7 +58,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>The queries that see a part of a chunk and the state before it.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void ReadCausal(long chain, int chunk, Keys keys, Scratch scratch, bool prefixInDelta, State state)
+    private void ReadCausal(long chain, int chunk, in Keys keys, in Scratch scratch, bool prefixInDelta, in State state)
     {
         (int block, int end) = BlocksOf(Place(chain), chunk);
         if (block == end)
@@ -81,7 +81,7 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    private void ReadInSegments(long chain, int chunk, Keys keys, Scratch scratch, float* sums, float* normalizers)
+    private void ReadInSegments(long chain, int chunk, in Keys keys, in Scratch scratch, float* sums, float* normalizers)
     {
         int n = KeyTokens(Place(chain), chunk).Count;
         LogKeyFeatures(chain, chunk, scratch);
@@ -100,7 +100,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>The queries whose last key lies in a segment.</summary>
-    private void ReadSegment(long chain, int chunk, int start, int end, float* values, State state, Scratch scratch)
+    private void ReadSegment(long chain, int chunk, int start, int end, float* values, in State state, in Scratch scratch)
     {
         int place = Place(chain);
         int before = (chunk * Chunk) + start;
@@ -135,7 +135,7 @@ internal unsafe partial class LinearForward<TV>
     /// number <paramref name="before"/> of the sequence.
     /// </summary>
     private void ReadHeads(
-        long chain, int token, int n, Scratch scratch, float* scale, float* sums, float* normalizers, float* keysTransposed, float* values, int before)
+        long chain, int token, int n, in Scratch scratch, float* scale, float* sums, float* normalizers, float* keysTransposed, float* values, int before)
     {
         AttentionShape shape = _problem.Shape;
         int place = Place(chain);
@@ -165,7 +165,7 @@ internal unsafe partial class LinearForward<TV>
     /// this thread's next chunk are on their way meanwhile.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void Read(int n, int token, int head, int batch, Scratch scratch, float* sums, int* seen, float* values)
+    private protected void Read(int n, int token, int head, int batch, in Scratch scratch, float* sums, int* seen, float* values)
     {
         AttentionShape shape = _problem.Shape;
 
@@ -230,7 +230,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>Some rows' sums to outputs, the first of them being a row of a chunk whose normalisers are known.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void WriteOutput(int first, int n, float* rows, void* output, nint stride, Scratch scratch)
+    private protected void WriteOutput(int first, int n, float* rows, void* output, nint stride, in Scratch scratch)
     {
         int dv = _problem.Shape.ValueDimension;
         bool isFloat = _problem.Storage == ElementType.Single;

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 using Scratch = Gpu.Attention.LinearLayout.Scratch;
 using State = Gpu.Attention.LinearLayout.State;
 using Token = Gpu.Attention.LinearLayout.Token;
@@ -9,6 +10,9 @@ namespace Gpu.Attention;
 // one token, step for step, so the bits are too; "One token" in README.md says why.
 internal unsafe partial class LinearForward<TV>
 {
+    /// <summary>How far ahead of a sweep rows of the state are asked for: what the next head's sweep begins with arrives while its key is weighed.</summary>
+    private const int RowsAhead = 16;
+
     /// <summary>What a sweep over a state does.</summary>
     private interface ISweep
     {
@@ -17,9 +21,6 @@ internal unsafe partial class LinearForward<TV>
 
         /// <summary>Adds the token's key and value.</summary>
         static abstract bool Writes { get; }
-
-        /// <summary>Brings the sums to another scale first: exponential features.</summary>
-        static abstract bool Raises { get; }
 
         /// <summary>Of e^0 there is nothing to be rounded but its product with a weight: exponential features where direction does not count.</summary>
         static abstract bool Weighs { get; }
@@ -44,6 +45,7 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>Some key heads of one sequence: their rows are projected together, so that the projection is read once.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private void RunToken(long item, int slot)
     {
         AttentionShape shape = _problem.Shape;
@@ -59,35 +61,38 @@ internal unsafe partial class LinearForward<TV>
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
         {
-            Project(_key, heads, _buffers.Key, batch, firstHead, token.Keys, token.KeyTerms, scratch);
+            LinesAhead ahead = SumsAhead(batch, firstHead);
+            Project(_key, heads, _buffers.Key, batch, firstHead, token.Keys, token.KeyTerms, scratch, &ahead);
         }
 
         if (hasQuery)
         {
+            LinesAhead ahead = SumsAhead(batch, hasKey ? firstHead + 1 : firstHead);
             Project(
-                _query, heads * shape.HeadGroup, _buffers.Query, batch, firstHead * shape.HeadGroup, token.Queries, token.QueryTerms, scratch);
+                _query, heads * shape.HeadGroup, _buffers.Query, batch, firstHead * shape.HeadGroup, token.Queries, token.QueryTerms, scratch, &ahead);
         }
 
+        State copy = StateAt(place);
         for (int head = 0; head < heads; head++)
         {
-            RunToken(batch, firstHead + head, head, token, scratch, StateAt(place), hasKey, hasQuery);
+            RunToken(batch, firstHead + head, head, token, scratch, copy, hasKey, hasQuery);
         }
     }
 
-    private void RunToken(long batch, int head, int index, Token token, Scratch scratch, State copy, bool hasKey, bool hasQuery)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void RunToken(long batch, int head, int index, in Token token, in Scratch scratch, in State copy, bool hasKey, bool hasQuery)
     {
         AttentionShape shape = _problem.Shape;
         (int r, int rs, int dv, int group) = (_layout.Features, _layout.FeatureStride, shape.ValueDimension, shape.HeadGroup);
         nint chain = (nint)((batch * shape.KeyHeads) + head);
         float* sums = _buffers.InitialState.Sums.HostPointer + (chain * r * dv);
         float* target = hasKey ? _buffers.FinalState.Sums.HostPointer + (chain * r * dv) : null;
-        nint stride = dv;
+        float* updated = target;
         if (dv != _layout.ValueStride)
         {
             // Rows that end inside a vector are swept in a copy that has room for whole ones.
-            stride = _layout.ValueStride;
             SimdBlas<TV>.CopyRows(r, dv, sums, dv, copy.Sums, _layout.ValueStride);
-            sums = copy.Sums;
+            sums = updated = copy.Sums;
         }
 
         Load(_buffers.InitialState.Normalizers, chain, token.Normalizers);
@@ -105,7 +110,17 @@ internal unsafe partial class LinearForward<TV>
                 TV.Store(TV.Add(TV.Load(token.Value + i), default), token.Value + i);
             }
 
-            WeighKey(token, index);
+            if (WeighKey(token, index))
+            {
+                // Rows are raised where they will be written, never where another state keeps them.
+                if (sums != updated)
+                {
+                    Copy(sums, updated, (long)r * _layout.ValueStride);
+                    sums = updated;
+                }
+
+                RaiseRows(r, _layout.ValueStride, token.Raise, sums);
+            }
         }
 
         if (hasQuery)
@@ -115,43 +130,31 @@ internal unsafe partial class LinearForward<TV>
             ActivateQueries(group, scratch, token.Scale, token.Normalizers);
         }
 
-        float* updated = dv == _layout.ValueStride ? target : sums;
         for (int member = group - 1; hasQuery && member >= 0; member--)
         {
             float* q = scratch.Queries + ((nint)member * rs);
             float* output = scratch.Output + ((nint)member * _layout.ValueStride);
-            bool isLast = member == 0;
             if (!hasKey)
             {
-                Sweep<ReadOnly>(sums, null, stride, token, q, output);
+                Sweep<ReadOnly>(sums, null, token, q, output);
                 continue;
             }
 
             // Members of a group read the same state: the last of them leaves it with the token added.
-            float score = (_mode, isLast) switch
-            {
-                (FeatureMode.Logarithmic, true) => Sweep<StepRaised>(sums, updated, stride, token, q, output),
-                (FeatureMode.Logarithmic, false) => Sweep<ReadRaised>(sums, null, stride, token, q, output),
-                (_, true) => Sweep<StepPlain>(sums, updated, stride, token, q, output),
-                _ => Sweep<ReadPlain>(sums, null, stride, token, q, output),
-            };
+            float score = member == 0 ? Sweep<ReadAndAdd>(sums, updated, token, q, output) : Sweep<ReadBefore>(sums, null, token, q, output);
             scratch.Denominator[member] += score;
             SimdBlas<TV>.MultiplyAdd(_layout.ValueStride, score, token.Value, output);
         }
 
         if (hasKey)
         {
-            if (!hasQuery && _mode == FeatureMode.Logarithmic && _problem.Causal)
+            if (!hasQuery && _mode == FeatureMode.Logarithmic && !_problem.Causal)
             {
-                Sweep<AppendRaised>(sums, updated, stride, token, null, null);
-            }
-            else if (!hasQuery && _mode == FeatureMode.Logarithmic)
-            {
-                Sweep<AppendWeighted>(sums, updated, stride, token, null, null);
+                Sweep<AddWeighted>(sums, updated, token, null, null);
             }
             else if (!hasQuery)
             {
-                Sweep<AppendPlain>(sums, updated, stride, token, null, null);
+                Sweep<AddOnly>(sums, updated, token, null, null);
             }
 
             StoreToken(chain, token, updated == target ? null : updated, target);
@@ -164,24 +167,40 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>W x' and the row terms of one row of every head.</summary>
-    private void Project(PackedForm<TV> form, int n, TensorBuffer tensor, long batch, int firstHead, float* target, float* terms, Scratch scratch)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void Project(
+        PackedForm<TV> form, int n, TensorBuffer tensor, long batch, int firstHead, float* target, float* terms, in Scratch scratch, LinesAhead* ahead)
     {
         // The rows of a token's heads are taken as those of so many tokens.
         TensorBuffer turned = tensor with { TokenStride = tensor.HeadStride, HeadStride = tensor.TokenStride };
         float* x = StoredRows.Read(turned, batch, head: 0, new TokenList(firstHead, n), _layout.InputDimension, scratch.Rows, out nint stride);
-        ProjectRows(form, n, x, stride, target, terms, scratch);
+        ProjectRows(form, n, x, stride, target, terms, scratch, ahead);
+    }
+
+    /// <summary>A head's sums, which are on their way while rows are projected.</summary>
+    private LinesAhead SumsAhead(long batch, int head)
+    {
+        AttentionShape shape = _problem.Shape;
+        LinesAhead ahead = default;
+        if (head < shape.KeyHeads)
+        {
+            long floats = (long)_layout.Features * shape.ValueDimension;
+            ahead.AddStretch(_buffers.InitialState.Sums.HostPointer + (((batch * shape.KeyHeads) + head) * floats), floats);
+        }
+
+        return ahead;
     }
 
     /// <summary>
-    /// The key's weight w, what raises the sums to the scale that they are read at, the normalisers at that scale, and what comes of them.
+    /// The key's weight w, what raises the sums to the scale that they are read at, the normalisers at that scale, and what comes of them. True when any feature rises.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void WeighKey(Token token, int index)
+    private bool WeighKey(in Token token, int index)
     {
         int width = _layout.FeatureWidth;
         float* key = token.Keys + ((nint)index * _layout.FeatureStride);
-        float rowTerm = token.KeyTerms[index];
-        TV term = TV.Broadcast(rowTerm);
+        TV term = TV.Broadcast(token.KeyTerms[index]);
+        bool rises = false;
         if (_mode == FeatureMode.Direct)
         {
             bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
@@ -209,29 +228,71 @@ internal unsafe partial class LinearForward<TV>
                 TV before = TV.Load(token.Scale + i);
                 TV scale = TV.MaxOrNaN(before, first);
                 TV finite = TV.Finite(scale);
-                TV raise = SimdExp.Exp(TV.Subtract(TV.Finite(before), finite));
+                TV raise = TV.Broadcast(1);
+                if (!TV.AreEqual(before, scale))
+                {
+                    rises = true;
+                    raise = SimdExp.Exp(TV.Subtract(TV.Finite(before), finite));
+                    TV.Store(TV.Multiply(raise, TV.Load(token.Normalizers + i)), token.Normalizers + i);
+                }
 
-                // Where direction does not count, it is its chunk's scale: its feature is e^0 there, or NaN.
-                TV feature = TV.Add(TV.Broadcast(1), TV.Subtract(log, log));
-                TV weight = _problem.Causal
-                    ? SimdExp.Exp(TV.Subtract(log, TV.Subtract(finite, offset)))
-                    : TV.Multiply(SimdExp.Exp(TV.Subtract(TV.Finite(first), finite)), feature);
-                TV normalizer = TV.Multiply(raise, TV.Load(token.Normalizers + i));
                 TV.Store(raise, token.Raise + i);
-                TV.Store(weight, token.Weight + i);
-                TV.Store(normalizer, token.Normalizers + i);
-                TV.Store(TV.Add(weight, normalizer), token.Final + i);
                 TV.Store(scale, token.Scale + i);
-                TV.Store(_problem.Causal ? scale : TV.Add(scale, TV.Subtract(feature, TV.Broadcast(1))), token.FinalScale + i);
+                TV.Store(_problem.Causal ? TV.Subtract(log, TV.Subtract(finite, offset)) : TV.Subtract(TV.Finite(first), finite), token.Weight + i);
+            }
+
+            Exponentiate(width, token.Weight);
+            for (int i = 0; i < width; i += TV.Count)
+            {
+                TV weight = TV.Load(token.Weight + i);
+                TV scale = TV.Load(token.Scale + i);
+                if (!_problem.Causal)
+                {
+                    // Where direction does not count, it is its chunk's scale: its feature is e^0 there, or NaN.
+                    TV log = TV.Add(TV.Load(key + i), term);
+                    TV notNumber = TV.Subtract(log, log);
+                    weight = TV.Multiply(weight, TV.Add(TV.Broadcast(1), notNumber));
+                    scale = TV.Add(scale, notNumber);
+                    TV.Store(weight, token.Weight + i);
+                }
+
+                TV.Store(TV.Add(weight, TV.Load(token.Normalizers + i)), token.Final + i);
+                TV.Store(scale, token.FinalScale + i);
             }
         }
 
         // Beyond the last feature lies the normal form's padding, whose zeros a NaN in the row has spoilt.
         new Span<float>(token.Normalizers + _layout.Features, width - _layout.Features).Clear();
+        return rises;
+    }
+
+    /// <summary>x ← e^x over whole vectors.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Exponentiate(int n, float* x)
+    {
+        int i = 0;
+        for (; i <= n - (4 * TV.Count); i += 4 * TV.Count)
+        {
+            TV x0 = TV.Load(x + i);
+            TV x1 = TV.Load(x + i + TV.Count);
+            TV x2 = TV.Load(x + i + (2 * TV.Count));
+            TV x3 = TV.Load(x + i + (3 * TV.Count));
+            SimdExp.Exp(ref x0, ref x1, ref x2, ref x3);
+            TV.Store(x0, x + i);
+            TV.Store(x1, x + i + TV.Count);
+            TV.Store(x2, x + i + (2 * TV.Count));
+            TV.Store(x3, x + i + (3 * TV.Count));
+        }
+
+        for (; i < n; i += TV.Count)
+        {
+            TV.Store(SimdExp.Exp(TV.Load(x + i)), x + i);
+        }
     }
 
     /// <summary>Hands out z and c, and S where it was swept in a copy.</summary>
-    private void StoreToken(nint chain, Token token, float* padded, float* target)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void StoreToken(nint chain, in Token token, float* padded, float* target)
     {
         int r = _layout.Features;
         int dv = _problem.Shape.ValueDimension;
@@ -253,24 +314,42 @@ internal unsafe partial class LinearForward<TV>
         new Span<float>(target + _layout.Features, _layout.FeatureWidth - _layout.Features).Clear();
     }
 
+    /// <summary>Rows of a head's sums times what brings them to the scale that they are read at; nearly always nearly all of them are at it.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void RaiseRows(int r, int width, float* raise, float* sums)
+    {
+        for (int row = 0; row < r; row++)
+        {
+            if (raise[row] != 1)
+            {
+                SimdBlas<TV>.Scale(width, raise[row], sums, sums);
+            }
+
+            sums += width;
+        }
+    }
+
     /// <summary>One pass over a head's sums; returns q·w where it does both, else 0.</summary>
-    private float Sweep<TS>(float* sums, float* target, nint stride, in Token token, float* query, float* output)
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private float Sweep<TS>(float* sums, float* target, in Token token, float* query, float* output)
         where TS : struct, ISweep
     {
         float score = 0;
-        for (int column = 0; column < _layout.ValueStride; column += 4 * TV.Count)
+        int width = _layout.ValueStride;
+        for (int column = 0, vectors; column < width; column += vectors * TV.Count)
         {
-            int vectors = Math.Min(4, (_layout.ValueStride - column) / TV.Count);
+            vectors = (width - column) / TV.Count;
+            vectors = vectors >= 8 ? 8 : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
             float* s = sums + column;
             float* t = target + column;
             float* v = token.Value + column;
             float* o = output + column;
             float sum = vectors switch
             {
-                4 => Sweep<TS, N4>(_layout.Features, s, t, stride, in token, query, v, o),
-                3 => Sweep<TS, N3>(_layout.Features, s, t, stride, in token, query, v, o),
-                2 => Sweep<TS, N2>(_layout.Features, s, t, stride, in token, query, v, o),
-                _ => Sweep<TS, N1>(_layout.Features, s, t, stride, in token, query, v, o),
+                8 => Sweep<TS, N8>(_layout.Features, s, t, width, in token, query, v, o),
+                4 => Sweep<TS, N4>(_layout.Features, s, t, width, in token, query, v, o),
+                2 => Sweep<TS, N2>(_layout.Features, s, t, width, in token, query, v, o),
+                _ => Sweep<TS, N1>(_layout.Features, s, t, width, in token, query, v, o),
             };
             score = column == 0 ? sum : score;
         }
@@ -283,66 +362,58 @@ internal unsafe partial class LinearForward<TV>
         where TS : struct, ISweep
         where TN : struct, IConstant
     {
-        TV o0 = default, o1 = default, o2 = default, o3 = default;
-        TV v0 = default, v1 = default, v2 = default, v3 = default;
+        TV o0 = default, o1 = default, o2 = default, o3 = default, o4 = default, o5 = default, o6 = default, o7 = default;
         TV score = default;
-        if (TS.Writes)
-        {
-            v0 = TV.Load(v);
-            v1 = TN.Value > 1 ? TV.Load(v + TV.Count) : default;
-            v2 = TN.Value > 2 ? TV.Load(v + (2 * TV.Count)) : default;
-            v3 = TN.Value > 3 ? TV.Load(v + (3 * TV.Count)) : default;
-        }
-
+        float* weights = token.Weight;
+        float* next = s + (RowsAhead * stride);
         for (nint i = 0; i < r; i++)
         {
-            float* row = s + (i * stride);
-            TV s0 = TV.Load(row);
-            TV s1 = TN.Value > 1 ? TV.Load(row + TV.Count) : default;
-            TV s2 = TN.Value > 2 ? TV.Load(row + (2 * TV.Count)) : default;
-            TV s3 = TN.Value > 3 ? TV.Load(row + (3 * TV.Count)) : default;
-            if (TS.Raises)
+            if (Sse.IsSupported)
             {
-                TV raise = TV.Broadcast(token.Raise[i]);
-                s0 = TV.Multiply(raise, s0);
-                s1 = TN.Value > 1 ? TV.Multiply(raise, s1) : default;
-                s2 = TN.Value > 2 ? TV.Multiply(raise, s2) : default;
-                s3 = TN.Value > 3 ? TV.Multiply(raise, s3) : default;
+                Sse.Prefetch0(next);
+                if (TN.Value * TV.Count > LinearLayout.LineFloats)
+                {
+                    Sse.Prefetch0(next + LinearLayout.LineFloats);
+                }
+
+                if (TN.Value * TV.Count > 2 * LinearLayout.LineFloats)
+                {
+                    Sse.Prefetch0(next + (2 * LinearLayout.LineFloats));
+                    Sse.Prefetch0(next + (3 * LinearLayout.LineFloats));
+                }
+
+                next += stride;
             }
 
-            if (TS.Reads)
+            TV feature = TS.Reads ? TV.Broadcast(query[i]) : default;
+            TV weight = TS.HasKey ? TV.Broadcast(weights[i]) : default;
+            if (TS.Reads && TS.HasKey)
             {
-                TV feature = TV.Broadcast(query[i]);
-                o0 = TV.MultiplyAdd(feature, s0, o0);
-                o1 = TN.Value > 1 ? TV.MultiplyAdd(feature, s1, o1) : default;
-                o2 = TN.Value > 2 ? TV.MultiplyAdd(feature, s2, o2) : default;
-                o3 = TN.Value > 3 ? TV.MultiplyAdd(feature, s3, o3) : default;
-                if (TS.HasKey)
-                {
-                    score = TV.MultiplyAdd(feature, TV.Broadcast(token.Weight[i]), score);
-                }
+                TV.AddProduct(feature, weight, ref score);
             }
 
-            if (TS.Writes)
+            Sweep<TS>(s, t, v, 0, feature, weight, ref o0);
+            if (TN.Value > 1)
             {
-                TV weight = TV.Broadcast(token.Weight[i]);
-                float* to = t + (i * stride);
-                TV.Store(Add<TS>(weight, v0, s0), to);
-                if (TN.Value > 1)
-                {
-                    TV.Store(Add<TS>(weight, v1, s1), to + TV.Count);
-                }
-
-                if (TN.Value > 2)
-                {
-                    TV.Store(Add<TS>(weight, v2, s2), to + (2 * TV.Count));
-                }
-
-                if (TN.Value > 3)
-                {
-                    TV.Store(Add<TS>(weight, v3, s3), to + (3 * TV.Count));
-                }
+                Sweep<TS>(s, t, v, TV.Count, feature, weight, ref o1);
             }
+
+            if (TN.Value > 2)
+            {
+                Sweep<TS>(s, t, v, 2 * TV.Count, feature, weight, ref o2);
+                Sweep<TS>(s, t, v, 3 * TV.Count, feature, weight, ref o3);
+            }
+
+            if (TN.Value > 4)
+            {
+                Sweep<TS>(s, t, v, 4 * TV.Count, feature, weight, ref o4);
+                Sweep<TS>(s, t, v, 5 * TV.Count, feature, weight, ref o5);
+                Sweep<TS>(s, t, v, 6 * TV.Count, feature, weight, ref o6);
+                Sweep<TS>(s, t, v, 7 * TV.Count, feature, weight, ref o7);
+            }
+
+            s += stride;
+            t += stride;
         }
 
         if (TS.Reads)
@@ -356,11 +427,15 @@ internal unsafe partial class LinearForward<TV>
             if (TN.Value > 2)
             {
                 TV.Store(o2, o + (2 * TV.Count));
+                TV.Store(o3, o + (3 * TV.Count));
             }
 
-            if (TN.Value > 3)
+            if (TN.Value > 4)
             {
-                TV.Store(o3, o + (3 * TV.Count));
+                TV.Store(o4, o + (4 * TV.Count));
+                TV.Store(o5, o + (5 * TV.Count));
+                TV.Store(o6, o + (6 * TV.Count));
+                TV.Store(o7, o + (7 * TV.Count));
             }
         }
 
@@ -369,11 +444,24 @@ internal unsafe partial class LinearForward<TV>
         return *token.Lanes;
     }
 
-    // A chunk's sums are rounded before they are added, with weights where they have those.
+    /// <summary>A vector of a row. A chunk's sums are rounded before they are added, with weights where they have those.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static TV Add<TS>(TV weight, TV value, TV sum)
-        where TS : struct, ISweep =>
-        TS.Weighs ? TV.MultiplyAdd(weight, value, sum) : TV.Add(TV.MultiplyAdd(weight, value, default), sum);
+    private static void Sweep<TS>(float* s, float* t, float* v, int at, TV feature, TV weight, ref TV output)
+        where TS : struct, ISweep
+    {
+        TV sum = TV.Load(s + at);
+        if (TS.Reads)
+        {
+            TV.AddProduct(feature, sum, ref output);
+        }
+
+        if (TS.Writes)
+        {
+            TV added = TS.Weighs ? sum : default;
+            TV.AddProduct(weight, TV.Load(v + at), ref added);
+            TV.Store(TS.Weighs ? added : TV.Add(added, sum), t + at);
+        }
+    }
 
     /// <summary>A query reads a state.</summary>
     private readonly struct ReadOnly : ISweep
@@ -382,35 +470,17 @@ internal unsafe partial class LinearForward<TV>
 
         public static bool Writes => false;
 
-        public static bool Raises => false;
-
         public static bool Weighs => false;
 
         public static bool HasKey => false;
     }
 
     /// <summary>A query reads a state that the token will be added to.</summary>
-    private readonly struct ReadPlain : ISweep
+    private readonly struct ReadBefore : ISweep
     {
         public static bool Reads => true;
 
         public static bool Writes => false;
-
-        public static bool Raises => false;
-
-        public static bool Weighs => false;
-
-        public static bool HasKey => true;
-    }
-
-    /// <summary>The same of exponential features.</summary>
-    private readonly struct ReadRaised : ISweep
-    {
-        public static bool Reads => true;
-
-        public static bool Writes => false;
-
-        public static bool Raises => true;
 
         public static bool Weighs => false;
 
@@ -418,27 +488,11 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>A query reads, and the token is added.</summary>
-    private readonly struct StepPlain : ISweep
+    private readonly struct ReadAndAdd : ISweep
     {
         public static bool Reads => true;
 
         public static bool Writes => true;
-
-        public static bool Raises => false;
-
-        public static bool Weighs => false;
-
-        public static bool HasKey => true;
-    }
-
-    /// <summary>The same of exponential features.</summary>
-    private readonly struct StepRaised : ISweep
-    {
-        public static bool Reads => true;
-
-        public static bool Writes => true;
-
-        public static bool Raises => true;
 
         public static bool Weighs => false;
 
@@ -446,41 +500,23 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>The token is added.</summary>
-    private readonly struct AppendPlain : ISweep
+    private readonly struct AddOnly : ISweep
     {
         public static bool Reads => false;
 
         public static bool Writes => true;
-
-        public static bool Raises => false;
 
         public static bool Weighs => false;
 
         public static bool HasKey => true;
     }
 
-    /// <summary>The same of exponential features.</summary>
-    private readonly struct AppendRaised : ISweep
+    /// <summary>The same of exponential features where direction does not count.</summary>
+    private readonly struct AddWeighted : ISweep
     {
         public static bool Reads => false;
 
         public static bool Writes => true;
-
-        public static bool Raises => true;
-
-        public static bool Weighs => false;
-
-        public static bool HasKey => true;
-    }
-
-    /// <summary>The same where direction does not count.</summary>
-    private readonly struct AppendWeighted : ISweep
-    {
-        public static bool Reads => false;
-
-        public static bool Writes => true;
-
-        public static bool Raises => true;
 
         public static bool Weighs => true;
 

@@ -159,7 +159,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     }
 
     /// <summary>Chains of one sequence that a thread has to itself.</summary>
-    private void RunChains(long first, int slot, Scratch scratch)
+    private void RunChains(long first, int slot, in Scratch scratch)
     {
         int place = Place(first);
         int chains = _layout.ChainsTogether;
@@ -193,7 +193,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         }
     }
 
-    private void RunChunk(long chain, int chunk, State state, Keys keys, Scratch scratch)
+    private void RunChunk(long chain, int chunk, in State state, in Keys keys, in Scratch scratch)
     {
         // The keys are added when the queries have read the state: their sums alone are never written.
         bool isRegular = ReadKeys(chain, chunk, keys, scratch, state.LogScale);
@@ -255,7 +255,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     }
 
     /// <summary>The maximum of W x over every key and feature of a chain.</summary>
-    private void Stabilize(long chain, Keys keys, Scratch scratch)
+    private void Stabilize(long chain, in Keys keys, in Scratch scratch)
     {
         float maximum = float.NegativeInfinity;
         int place = Place(chain);
@@ -272,7 +272,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         _stabilizers[chain] = maximum;
     }
 
-    private void Export(long chain, State state)
+    private void Export(long chain, in State state)
     {
         StateBuffers final = _buffers.FinalState;
         if (final.IsEmpty)

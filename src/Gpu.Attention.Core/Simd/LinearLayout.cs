@@ -1,3 +1,5 @@
+using System.Runtime.CompilerServices;
+
 namespace Gpu.Attention;
 
 /// <summary>Sizes and places of everything that a linear forward pass keeps in its workspace, in floats.</summary>
@@ -11,7 +13,8 @@ internal readonly struct LinearLayout
     /// <summary>Tokens in a chunk: the product inside a chunk costs <c>Chunk·(r + dv)</c> a token, everything done once a chunk is shared by it.</summary>
     public const int Chunk = 64;
 
-    private const int LineFloats = 16;
+    /// <summary>Floats in a cache line.</summary>
+    public const int LineFloats = 16;
 
     /// <summary>Cache lines of a row that a product takes whole.</summary>
     private const int LongestRow = 4;
@@ -28,6 +31,7 @@ internal readonly struct LinearLayout
     /// <summary>The sums of a token's states, in floats, from which on other threads wake up in time to help: 2 MB, some 50 µs of work.</summary>
     private const long FloatsWorthThreads = 1 << 19;
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public unsafe LinearLayout(AttentionProblem problem, int degree, int vectorLength, bool sweepsTokens = true)
     {
         FeaturePair features = problem.Features!;
@@ -168,6 +172,7 @@ internal readonly struct LinearLayout
         return lines <= LongestRow ? width : (lines | 1) * LineFloats;
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static long Line(long floats) => (floats + LineFloats - 1) / LineFloats * LineFloats;
 
     /// <summary>Hands out pieces of one stretch of memory; with a null start it only counts.</summary>
@@ -175,6 +180,7 @@ internal readonly struct LinearLayout
     {
         public long Floats { get; private set; }
 
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
         public float* Take(long floats)
         {
             float* piece = start + Floats;
@@ -186,6 +192,7 @@ internal readonly struct LinearLayout
     /// <summary>What a chunk's keys and values are turned into.</summary>
     public readonly unsafe struct Keys
     {
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         public Keys(float* start, int features, int featureStride, int valueStride)
         {
             var arena = new Arena(start);
@@ -242,6 +249,7 @@ internal readonly struct LinearLayout
     /// <summary>A chain's state.</summary>
     public readonly unsafe struct State
     {
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         public State(float* start, int features, int featureStride, int valueStride)
         {
             var arena = new Arena(start);
@@ -268,6 +276,7 @@ internal readonly struct LinearLayout
     /// <summary>One token of some heads.</summary>
     public readonly unsafe struct Token
     {
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         public Token(float* start, int heads, int group, int featureStride, int valueStride)
         {
             var arena = new Arena(start);
@@ -326,6 +335,7 @@ internal readonly struct LinearLayout
     /// <summary>One thread's scratch memory.</summary>
     public readonly unsafe struct Scratch
     {
+        [MethodImpl(MethodImplOptions.AggressiveOptimization)]
         public Scratch(
             float* start, int features, int featureStride, int valueStride, int inputStride, int inputDimension, bool segments, bool gathers)
         {

@@ -11,7 +11,7 @@ internal abstract unsafe partial class LinearPass<TV>
 
     /// <summary>Q̂ (C × r), and the part of each normaliser that comes from the state.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void QueryFeatures(float* x, int n, nint stride, Scratch scratch, float* scale, float* normalizers)
+    private protected void QueryFeatures(float* x, int n, nint stride, in Scratch scratch, float* scale, float* normalizers)
     {
         if (ReadsFeatures(_query))
         {
@@ -33,7 +33,7 @@ internal abstract unsafe partial class LinearPass<TV>
 
     /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void ActivateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    private protected void ActivateQueries(int n, in Scratch scratch, float* scale, float* normalizers)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         if (_mode == FeatureMode.Logarithmic)
@@ -87,14 +87,16 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void ExponentiateQueries(int n, Scratch scratch, float* scale, float* normalizers)
+    private void ExponentiateQueries(int n, in Scratch scratch, float* scale, float* normalizers)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         float* bias = scratch.Bias;
-        for (int i = 0; i < width; i++)
+        for (int i = 0; i < width; i += TV.Count)
         {
-            bias[i] = i < _layout.Features ? scale[i] + _query.Offset[i] : float.NegativeInfinity;
+            TV.Store(TV.Add(TV.Load(scale + i), TV.Load(_query.Offset + i)), bias + i);
         }
+
+        new Span<float>(bias + _layout.Features, width - _layout.Features).Fill(float.NegativeInfinity);
 
         // Maxima of some rows first, then their exponentials: a row's alone would wait for its maximum.
         for (int first = 0; first < n; first += RowsTogether)
@@ -131,7 +133,7 @@ internal abstract unsafe partial class LinearPass<TV>
 
     /// <summary>Q̂K̂ᵀ as far as rows see, and its row sums to the normalisers.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void Scores(int n, int* seen, Scratch scratch, float* keysTransposed)
+    private protected void Scores(int n, int* seen, in Scratch scratch, float* keysTransposed)
     {
         MultiplyVisible(n, seen, _layout.Features, scratch.Queries, _layout.FeatureStride, keysTransposed, scratch.Scores);
         for (int row = 0; row < n; row++)

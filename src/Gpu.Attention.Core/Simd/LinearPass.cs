@@ -104,7 +104,7 @@ internal abstract unsafe partial class LinearPass<TV>
 
     /// <summary>W x' of some rows, and their terms where those are wanted, while lines are on their way.</summary>
     private protected void ProjectRows(
-        PackedForm<TV> form, int n, float* x, nint stride, float* target, float* terms, Scratch scratch, LinesAhead* ahead = null)
+        PackedForm<TV> form, int n, float* x, nint stride, float* target, float* terms, in Scratch scratch, LinesAhead* ahead = null)
     {
         float* mapped = PreMap(form, n, x, stride, scratch, out nint mappedStride);
         if (form.Panels is null)
@@ -123,7 +123,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     /// <summary>x' = P x + p, or x itself.</summary>
-    private protected float* PreMap(PackedForm<TV> form, int n, float* x, nint stride, Scratch scratch, out nint mappedStride)
+    private protected float* PreMap(PackedForm<TV> form, int n, float* x, nint stride, in Scratch scratch, out nint mappedStride)
     {
         mappedStride = form.HasPreMap ? form.InputStride : stride;
         if (!form.HasPreMap)
@@ -160,7 +160,9 @@ internal abstract unsafe partial class LinearPass<TV>
             float term = 0;
             if (form.Form.NormCoefficient != 0)
             {
-                term = -form.Form.NormCoefficient * TensorPrimitives.SumOfSquares(new ReadOnlySpan<float>(mapped + (row * mappedStride), d));
+                float* y = mapped + (row * mappedStride);
+                float squares = d % TV.Count == 0 ? SimdBlas<TV>.Dot(d, y, y) : TensorPrimitives.SumOfSquares(new ReadOnlySpan<float>(y, d));
+                term = -form.Form.NormCoefficient * squares;
             }
 
             if (form.Linear is not null)

@@ -39,6 +39,11 @@ internal readonly struct N6 : IConstant
     public static int Value => 6;
 }
 
+internal readonly struct N8 : IConstant
+{
+    public static int Value => 8;
+}
+
 /// <summary>
 /// The engine's one matrix product, <c>C (+)= A B</c>: A row-major with its elements broadcast, B and C row-major in whole vectors. A tile of
 /// up to 6 rows by <see cref="ISimdVector{TSelf}.TileVectors"/> vectors of C stays in registers while the inner dimension runs.
@@ -123,9 +128,9 @@ internal static unsafe class MicroKernel<TV>
             int vectors = (int)nint.Min(n - column, Columns) / TV.Count;
             tile.B = b + (column * bColumn);
             tile.Second.B = second.B + column;
-            for (nint row = 0; row < m; row += Rows)
+            for (nint row = 0, rows; row < m; row += rows)
             {
-                int rows = (int)nint.Min(m - row, Rows);
+                rows = Height(m - row);
                 nint at = (row * ldc) + column;
                 tile.A = a + (row * aRow);
                 if (AsksInside && (ahead is null || !ahead->TryTake(k, out tile.Line, out tile.LineStep)))
@@ -141,10 +146,14 @@ internal static unsafe class MicroKernel<TV>
                 tile.X = x is null ? null : x + at;
                 tile.W = w is null ? null : w + row;
                 tile.Second.A = second.A + (row * second.ARow);
-                Tile(rows, vectors, &tile);
+                Tile((int)rows, vectors, &tile);
             }
         }
     }
+
+    /// <summary>How many of the rows that are left the next tile takes. A tile of few waits for its own sums: rather two of four than one of six and one of two.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static nint Height(nint rows) => rows <= Rows ? rows : rows < Rows + 4 ? (rows + 1) / 2 : Rows;
 
     /// <summary>One tile of any size up to the largest.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]

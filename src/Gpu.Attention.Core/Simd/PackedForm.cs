@@ -7,8 +7,6 @@ namespace Gpu.Attention;
 internal sealed unsafe class PackedForm<TV>
     where TV : struct, ISimdVector<TV>
 {
-    private const int LineFloats = 16;
-
     private static readonly ConditionalWeakTable<FeatureForm, PackedForm<TV>> Cache = [];
 
     private readonly List<float[]> _pinned = [];
@@ -138,7 +136,7 @@ internal sealed unsafe class PackedForm<TV>
 
     private float* Pin(float[] source)
     {
-        float[] pinned = GC.AllocateUninitializedArray<float>(source.Length + LineFloats, pinned: true);
+        float[] pinned = GC.AllocateUninitializedArray<float>(source.Length + LinearLayout.LineFloats, pinned: true);
         _pinned.Add(pinned);
         float* start = (float*)Unsafe.AsPointer(ref pinned[0]);
         start = (float*)(((nint)start + 63) & ~(nint)63);

@@ -52,6 +52,9 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary><c>whenTrue</c> in lanes where <c>left &gt; right</c>, else <c>whenFalse</c>.</summary>
     static abstract TSelf SelectGreater(TSelf left, TSelf right, TSelf whenTrue, TSelf whenFalse);
 
+    /// <summary>True when all lanes are equal: none is NaN.</summary>
+    static abstract bool AreEqual(TSelf left, TSelf right);
+
     /// <summary>The number that has a lane's lowest bits for its exponent, and nothing else.</summary>
     static abstract TSelf ShiftToExponent(TSelf value);
 
@@ -116,6 +119,9 @@ internal unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 SelectGreater(V512 left, V512 right, V512 whenTrue, V512 whenFalse) =>
         new(Vector512.ConditionalSelect(Vector512.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool AreEqual(V512 left, V512 right) => Vector512.EqualsAll(left._value, right._value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V512 ShiftToExponent(V512 value) => new((value._value.AsInt32() << 23).AsSingle());
@@ -184,6 +190,9 @@ internal unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
         new(Vector256.ConditionalSelect(Vector256.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool AreEqual(V256 left, V256 right) => Vector256.EqualsAll(left._value, right._value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 ShiftToExponent(V256 value) => new((value._value.AsInt32() << 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -250,6 +259,9 @@ internal unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
         new(Vector128.ConditionalSelect(Vector128.GreaterThan(left._value, right._value), whenTrue._value, whenFalse._value));
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool AreEqual(V128 left, V128 right) => Vector128.EqualsAll(left._value, right._value);
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V128 ShiftToExponent(V128 value) => new((value._value.AsInt32() << 23).AsSingle());
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -314,6 +326,9 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 SelectGreater(V32 left, V32 right, V32 whenTrue, V32 whenFalse) => left._value > right._value ? whenTrue : whenFalse;
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static bool AreEqual(V32 left, V32 right) => left._value == right._value;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 ShiftToExponent(V32 value) => new(BitConverter.Int32BitsToSingle(BitConverter.SingleToInt32Bits(value._value) << 23));
