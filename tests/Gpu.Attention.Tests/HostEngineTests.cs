@@ -65,8 +65,9 @@ public sealed class HostEngineTests : EngineLaws
 
                     if (token % 3 == 1)
                     {
-                        EngineRun.Append(chunks, EngineMemory.Host, problem, k, v, expected);
-                        EngineRun.Append(Engine, EngineMemory.Host, problem, k, v, actual);
+                        AttentionProblem append = problem with { Causal = token == 1 };
+                        EngineRun.Append(chunks, EngineMemory.Host, append, k, v, expected);
+                        EngineRun.Append(Engine, EngineMemory.Host, append, k, v, actual);
                     }
                     else
                     {
