@@ -1,3 +1,4 @@
+using System.Runtime.InteropServices;
 using Gpu.Attention.TestKit;
 
 namespace Gpu.Attention.Tests;
@@ -53,6 +54,11 @@ internal static class EngineRun
         }
 
         final?.CopyTo(finalState!);
+        if (separate is not null)
+        {
+            initial?.RequireUnchanged(initialState!);
+        }
+
         o.Image.RequireFullyWritten();
         workspace.Image.RequireGuardsIntact();
         storedQuery.RequireUnchanged(q.Image.Span);
@@ -245,11 +251,27 @@ internal static class EngineRun
             _normalizers.Image.Span.CopyTo(target.Normalizers);
         }
 
+        public void RequireUnchanged(AttentionState state)
+        {
+            RequireUnchanged(_logScale, state.LogScale);
+            RequireUnchanged(_sums, state.Sums);
+            RequireUnchanged(_normalizers, state.Normalizers);
+        }
+
         public void Dispose()
         {
             _logScale.Dispose();
             _sums.Dispose();
             _normalizers.Dispose();
+        }
+
+        private static void RequireUnchanged(PlacedBuffer part, Span<float> content)
+        {
+            part.Refresh();
+            if (!MemoryMarshal.AsBytes(part.Image.Span).SequenceEqual(MemoryMarshal.AsBytes(content)))
+            {
+                throw new InvalidOperationException("The initial state has changed.");
+            }
         }
 
         private static PlacedBuffer Place(EngineMemory memory, Span<float> content, bool hasContent) =>

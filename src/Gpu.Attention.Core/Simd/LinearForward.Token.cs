@@ -61,13 +61,13 @@ internal unsafe partial class LinearForward<TV>
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
         {
-            LinesAhead ahead = SumsAhead(batch, firstHead);
+            LinesAhead ahead = SumsAhead(batch, firstHead, firstHead + heads);
             Project(_key, heads, _buffers.Key, batch, firstHead, token.Keys, token.KeyTerms, scratch, &ahead);
         }
 
         if (hasQuery)
         {
-            LinesAhead ahead = SumsAhead(batch, hasKey ? firstHead + 1 : firstHead);
+            LinesAhead ahead = SumsAhead(batch, hasKey ? firstHead + 1 : firstHead, firstHead + heads);
             Project(
                 _query, heads * shape.HeadGroup, _buffers.Query, batch, firstHead * shape.HeadGroup, token.Queries, token.QueryTerms, scratch, &ahead);
         }
@@ -148,7 +148,7 @@ internal unsafe partial class LinearForward<TV>
 
         if (hasKey)
         {
-            if (!hasQuery && _mode == FeatureMode.Logarithmic && !_problem.Causal)
+            if (!hasQuery && _mode == FeatureMode.Logarithmic)
             {
                 Sweep<AddWeighted>(sums, updated, token, null, null);
             }
@@ -177,12 +177,12 @@ internal unsafe partial class LinearForward<TV>
         ProjectRows(form, n, x, stride, target, terms, scratch, ahead);
     }
 
-    /// <summary>A head's sums, which are on their way while rows are projected.</summary>
-    private LinesAhead SumsAhead(long batch, int head)
+    /// <summary>A head's sums, which are on their way while rows are projected, if it is among those up to an end: another thread writes what lies beyond.</summary>
+    private LinesAhead SumsAhead(long batch, int head, int end)
     {
         AttentionShape shape = _problem.Shape;
         LinesAhead ahead = default;
-        if (head < shape.KeyHeads)
+        if (head < end)
         {
             long floats = (long)_layout.Features * shape.ValueDimension;
             ahead.AddStretch(_buffers.InitialState.Sums.HostPointer + (((batch * shape.KeyHeads) + head) * floats), floats);
@@ -382,6 +382,14 @@ internal unsafe partial class LinearForward<TV>
                     Sse.Prefetch0(next + (3 * LinearLayout.LineFloats));
                 }
 
+                if (TN.Value * TV.Count > 4 * LinearLayout.LineFloats)
+                {
+                    Sse.Prefetch0(next + (4 * LinearLayout.LineFloats));
+                    Sse.Prefetch0(next + (5 * LinearLayout.LineFloats));
+                    Sse.Prefetch0(next + (6 * LinearLayout.LineFloats));
+                    Sse.Prefetch0(next + (7 * LinearLayout.LineFloats));
+                }
+
                 next += stride;
             }
 
@@ -511,7 +519,7 @@ internal unsafe partial class LinearForward<TV>
         public static bool HasKey => true;
     }
 
-    /// <summary>The same of exponential features where direction does not count.</summary>
+    /// <summary>The same of exponential features: without a query direction does not count.</summary>
     private readonly struct AddWeighted : ISweep
     {
         public static bool Reads => false;

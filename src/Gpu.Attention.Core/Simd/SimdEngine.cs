@@ -15,13 +15,22 @@ internal sealed class SimdEngine : IAttentionEngine
     /// <summary>Creates an engine.</summary>
     /// <param name="maxDegreeOfParallelism">The most threads that work on one call; 0 for one a core.</param>
     /// <param name="sweepsTokens">False to run a single token as a chunk of one, for comparison: the bits are the same.</param>
-    public SimdEngine(int maxDegreeOfParallelism = 0, bool sweepsTokens = true)
+    /// <param name="lanes">Floats in a vector: 1, 4, 8 or 16, whether or not the processor has such; 0 for the widest that it has.</param>
+    public SimdEngine(int maxDegreeOfParallelism = 0, bool sweepsTokens = true, int lanes = 0)
     {
+        lanes = lanes > 0 ? lanes
+            : Vector512.IsHardwareAccelerated ? V512.Count
+            : Vector256.IsHardwareAccelerated ? V256.Count
+            : Vector128.IsHardwareAccelerated ? V128.Count
+            : V32.Count;
         _degree = maxDegreeOfParallelism > 0 ? maxDegreeOfParallelism : Environment.ProcessorCount;
-        _backend = Vector512.IsHardwareAccelerated ? new Backend<V512>(_degree, sweepsTokens)
-            : Vector256.IsHardwareAccelerated ? new Backend<V256>(_degree, sweepsTokens)
-            : Vector128.IsHardwareAccelerated ? new Backend<V128>(_degree, sweepsTokens)
-            : new Backend<V32>(_degree, sweepsTokens);
+        _backend = lanes switch
+        {
+            16 => new Backend<V512>(_degree, sweepsTokens),
+            8 => new Backend<V256>(_degree, sweepsTokens),
+            4 => new Backend<V128>(_degree, sweepsTokens),
+            _ => new Backend<V32>(_degree, sweepsTokens),
+        };
     }
 
     /// <inheritdoc/>
