@@ -104,6 +104,7 @@ public sealed class ReportTests
         Assert.Contains("The machine was busy", text, StringComparison.Ordinal);
         Assert.Contains("one of two", text, StringComparison.Ordinal);
         Assert.Contains("166, 69 % |", text, StringComparison.Ordinal);
+        Assert.Contains("|        memory |        30.0 |                      20.0 |  1.50 |", text, StringComparison.Ordinal);
         Assert.Contains("as fast as one: FAVOR+, forward: 1.88.", text, StringComparison.Ordinal);
         Assert.DoesNotContain("NaN", text, StringComparison.Ordinal);
         foreach (string section in new[] { "Where exact attention wins", "A million tokens in one call", "Other shapes, and one core", "Beside torch 9", "Against v0 (abc)", "Right before fast" })
@@ -252,6 +253,7 @@ public sealed class ReportTests
                 new DecodeLine { Map = MapNames.Favor, Position = 1, Us = 10, FastestUs = 9, SlowestUs = 12, KeptBytes = 1 << 19 },
                 new DecodeLine { Map = MapNames.Exact, Position = 1, Us = 3, FastestUs = 2, SlowestUs = 4, KeptBytes = 4_096 },
             ],
+            Steps = [new StepLine { Map = MapNames.Favor, InMemory = true, Us = 30, PassUs = 20 }],
             Million =
             [
                 new MillionLine

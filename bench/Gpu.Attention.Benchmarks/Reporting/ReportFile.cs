@@ -54,6 +54,8 @@ internal sealed record ReportFile
 
     public IReadOnlyList<DecodeLine> Decode { get; init; } = [];
 
+    public IReadOnlyList<StepLine> Steps { get; init; } = [];
+
     public IReadOnlyList<MillionLine> Million { get; init; } = [];
 
     public IReadOnlyList<PeerRatioLine> Peers { get; init; } = [];
@@ -270,6 +272,22 @@ internal sealed record DecodeLine
 
     /// <summary>The state, or the cache of keys and values.</summary>
     public required long KeptBytes { get; init; }
+}
+
+/// <summary>A token of a stream, beside one pass that reads and writes its state.</summary>
+internal sealed record StepLine
+{
+    public required string Map { get; init; }
+
+    /// <summary>True when states come from memory, one after the other; false when one stays in a cache.</summary>
+    public required bool InMemory { get; init; }
+
+    public required double Us { get; init; }
+
+    /// <summary>The pass.</summary>
+    public required double PassUs { get; init; }
+
+    public double Ratio => Us / PassUs;
 }
 
 /// <summary>2²⁰ tokens in one causal call, beside a shorter one.</summary>

@@ -297,13 +297,28 @@ internal static class ReportMarkdown
             ]);
         }
 
-        return new Document("A token of a stream")
+        Document document = new Document("A token of a stream")
             .Show(new Picture("Time of a token against its position in a stream", ReportCharts.Decode))
             .Show(table)
             .Say("""
                 `LinearAttention.Step` on a state of one size, beside exact attention of one query over a cache of all keys and values before it. Early in a stream the cache is
                 the smaller and the faster one.
                 """);
+        if (report.Steps.Count == 0)
+        {
+            return document;
+        }
+
+        var steps = new Table("feature map", "state lies in", "a token, µs", "a pass over the state, µs", "ratio");
+        foreach (StepLine line in report.Steps)
+        {
+            steps.Add(MapNames.Of(line.Map), line.InMemory ? "memory" : "cache", One(line.Us), One(line.PassUs), Two(line.Ratio));
+        }
+
+        return document.Show(steps).Say("""
+            The least that a token can cost is to read its state and write it back, which the pass does: the same state, multiplied where it lies. From memory a stream takes its
+            turn among many; in a cache it is alone, and what a token computes shows.
+            """);
     }
 
     private static Document? Peers(ReportFile report)

@@ -162,6 +162,7 @@ internal sealed class ReportRun
 
         // States and caches are the caller's, on the host: a device would be timed by its bus.
         IReadOnlyList<DecodeLine> decode = IsHost ? DecodeSeries.Run(_device, Scale, tensors) : [];
+        IReadOnlyList<StepLine> steps = IsHost ? [.. StepTable.Lines(_device, Scale.StepBytes, Scale.DecodeRounds)] : [];
         MeasureLimits();
 
         // Memory is measured in processes of their own, which are no others.
@@ -197,6 +198,7 @@ internal sealed class ReportRun
             Stages = [.. stages.Select(s => s with { PeakShare = s.PeakShare / _limits.Best.PeakGflopsOneCore })],
             Memory = memory,
             Decode = decode,
+            Steps = steps,
             Million = million,
         };
 

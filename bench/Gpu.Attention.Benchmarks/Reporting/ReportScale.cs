@@ -7,14 +7,14 @@ internal sealed record ReportScale
     public static readonly ReportScale Quick = new()
     {
         Name = "quick", MinLength = 64, MaxLength = 1_024, LongestCallSeconds = 1, SampleSeconds = 0.002, Rounds = 3, BudgetSeconds = 3,
-        MapLength = 256, MaxPosition = 256, DecodeRounds = 3, MemoryLengths = [1_024], LimitsOnce = true, PeerLengths = [256], PeerRounds = 1,
+        MapLength = 256, MaxPosition = 256, DecodeRounds = 3, StepBytes = 64 << 20, MemoryLengths = [1_024], LimitsOnce = true, PeerLengths = [256], PeerRounds = 1,
     };
 
     /// <summary>Three minutes at most.</summary>
     public static readonly ReportScale Short = new()
     {
         Name = "short", MinLength = 64, MaxLength = 65_536, LongestCallSeconds = 0.7, SampleSeconds = 0.015, Rounds = 7, BudgetSeconds = 60,
-        MapLength = 4_096, MaxPosition = 16_384, DecodeRounds = 7, MillionRounds = 2, MemoryLengths = [1_024, 4_096, 16_384, 65_536],
+        MapLength = 4_096, MaxPosition = 16_384, DecodeRounds = 7, StepBytes = 256 << 20, MillionRounds = 2, MemoryLengths = [1_024, 4_096, 16_384, 65_536],
         PeerLengths = [1_024, 4_096], PeerRounds = 2,
     };
 
@@ -22,7 +22,7 @@ internal sealed record ReportScale
     public static readonly ReportScale Full = new()
     {
         Name = "full", MinLength = 64, MaxLength = 262_144, LongestCallSeconds = 6, SampleSeconds = 0.05, Rounds = 11, BudgetSeconds = 600,
-        MapLength = 16_384, MaxPosition = 131_072, DecodeRounds = 15, MillionRounds = 5, MemoryLengths = [1_024, 4_096, 16_384, 65_536, 262_144],
+        MapLength = 16_384, MaxPosition = 131_072, DecodeRounds = 15, StepBytes = 512 << 20, MillionRounds = 5, MemoryLengths = [1_024, 4_096, 16_384, 65_536, 262_144],
         PeerLengths = [1_024, 4_096, 16_384], PeerRounds = 3,
     };
 
@@ -55,6 +55,9 @@ internal sealed record ReportScale
     public int LongestTensors => Math.Max(MaxLength, MaxPosition);
 
     public required int DecodeRounds { get; init; }
+
+    /// <summary>Of the states that a token of a stream finds in memory, together.</summary>
+    public required int StepBytes { get; init; }
 
     /// <summary>Samples of a million tokens; 0 for none.</summary>
     public int MillionRounds { get; init; }
