@@ -65,7 +65,7 @@ internal sealed unsafe class StagePass<TV>() : LinearForward<TV>(new ParallelLoo
         {
             ProjectRows(_query, n, x, stride, scratch.Queries, isLogarithmic ? null : scratch.RowTerm, scratch);
             Stop(ForwardStage.ProjectQueries);
-            ActivateQueries(n, scratch, keys.Scale, state.Normalizers);
+            ActivateQueries(0, n, scratch, keys.Scale, state.Normalizers);
         }
 
         Stop(ForwardStage.QueryFeatures);

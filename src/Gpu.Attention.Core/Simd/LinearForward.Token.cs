@@ -10,7 +10,7 @@ namespace Gpu.Attention;
 // one token, step for step, so the bits are too; "One token" in README.md says why.
 internal unsafe partial class LinearForward<TV>
 {
-    /// <summary>How far ahead of a sweep rows of the state are asked for: what the next head's sweep begins with arrives while its key is weighed.</summary>
+    /// <summary>How far ahead of a sweep rows of the state are asked for, into what the next head's sweep begins with.</summary>
     private const int RowsAhead = 16;
 
     /// <summary>What a sweep over a state does.</summary>
@@ -55,8 +55,7 @@ internal unsafe partial class LinearForward<TV>
         int heads = Math.Min(_layout.TokenHeads, shape.KeyHeads - firstHead);
         Scratch scratch = ScratchAt(slot);
         long place = _layout.ByChain ? slot : item;
-        var token = new Token(
-            _keys + (place * _layout.KeysFloats), _layout.TokenHeads, shape.HeadGroup, _layout.FeatureStride, _layout.ValueStride);
+        var token = new Token(_keys + (place * _layout.KeysFloats), _layout.TokenHeads, _layout.FeatureStride, _layout.ValueStride);
         bool hasKey = shape.KeyLength > 0;
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
@@ -69,100 +68,145 @@ internal unsafe partial class LinearForward<TV>
         {
             LinesAhead ahead = SumsAhead(batch, hasKey ? firstHead + 1 : firstHead, firstHead + heads);
             Project(
-                _query, heads * shape.HeadGroup, _buffers.Query, batch, firstHead * shape.HeadGroup, token.Queries, token.QueryTerms, scratch, &ahead);
+                _query, heads * shape.HeadGroup, _buffers.Query, batch, firstHead * shape.HeadGroup, scratch.Queries, scratch.RowTerm, scratch, &ahead);
+        }
+
+        // All but the sums first: the sweeps then follow each other through memory as the heads do, and memory waits for no exponentials in between.
+        ulong rising = 0;
+        for (int head = 0; head < heads; head++)
+        {
+            bool rises = Weigh(batch, firstHead + head, head, token, scratch, hasKey, hasQuery);
+            rising |= rises ? 1UL << head : 0;
         }
 
         State copy = StateAt(place);
         for (int head = 0; head < heads; head++)
         {
-            RunToken(batch, firstHead + head, head, token, scratch, copy, hasKey, hasQuery);
+            SweepHead(batch, firstHead + head, head, token, scratch, copy, hasKey, hasQuery, (rising >> head & 1) != 0);
         }
     }
 
+    /// <summary>
+    /// What a head's token weighs, its query's features, and the state's normalisers and scales before it and with it: all but the sums. True when any feature rises.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void RunToken(long batch, int head, int index, in Token token, in Scratch scratch, in State copy, bool hasKey, bool hasQuery)
+    private bool Weigh(long batch, int head, int index, in Token token, in Scratch scratch, bool hasKey, bool hasQuery)
     {
         AttentionShape shape = _problem.Shape;
-        (int r, int rs, int dv, int group) = (_layout.Features, _layout.FeatureStride, shape.ValueDimension, shape.HeadGroup);
-        nint chain = (nint)((batch * shape.KeyHeads) + head);
-        float* sums = _buffers.InitialState.Sums.HostPointer + (chain * r * dv);
-        float* target = hasKey ? _buffers.FinalState.Sums.HostPointer + (chain * r * dv) : null;
-        float* updated = target;
-        if (dv != _layout.ValueStride)
+        int r = _layout.Features;
+        nint first = (nint)((batch * shape.KeyHeads) + head) * r;
+        bool isWhole = r == _layout.FeatureWidth;
+        bool isLogarithmic = _mode == FeatureMode.Logarithmic;
+        float* normalizers = _buffers.InitialState.Normalizers.HostPointer + first;
+        float* scale = isLogarithmic ? _buffers.InitialState.LogScale.HostPointer + first : null;
+        if (!isWhole)
         {
-            // Rows that end inside a vector are swept in a copy that has room for whole ones.
-            SimdBlas<TV>.CopyRows(r, dv, sums, dv, copy.Sums, _layout.ValueStride);
-            sums = updated = copy.Sums;
+            // A row that ends inside a vector is worked on in a copy that has room for whole ones.
+            normalizers = Pad(normalizers, token.Normalizers);
+            scale = isLogarithmic ? Pad(scale, token.Scale) : null;
         }
 
-        Load(_buffers.InitialState.Normalizers, chain, token.Normalizers);
-        if (_mode == FeatureMode.Logarithmic)
-        {
-            Load(_buffers.InitialState.LogScale, chain, token.Scale);
-        }
-
+        bool rises = false;
         if (hasKey)
         {
-            StoredRows.Copy(_buffers.Value, batch, head, new TokenList(0, 1), dv, token.Value, _layout.ValueStride);
+            float* value = token.Values + ((nint)index * _layout.ValueStride);
+            StoredRows.Copy(_buffers.Value, batch, head, new TokenList(0, 1), shape.ValueDimension, value, _layout.ValueStride);
             for (int i = 0; i < _layout.ValueStride; i += TV.Count)
             {
                 // A sum is never −0.
-                TV.Store(TV.Add(TV.Load(token.Value + i), default), token.Value + i);
+                TV.Store(TV.Add(TV.Load(value + i), default), value + i);
             }
 
-            if (WeighKey(token, index))
+            float* final = _buffers.FinalState.Normalizers.HostPointer + first;
+            float* finalScale = isLogarithmic ? _buffers.FinalState.LogScale.HostPointer + first : null;
+            rises = WeighKey(token, index, normalizers, scale, isWhole ? final : token.Final, isWhole ? finalScale : token.FinalScale);
+            normalizers = token.Normalizers;
+            scale = token.Scale;
+            if (!isWhole)
             {
-                // Rows are raised where they will be written, never where another state keeps them.
-                if (sums != updated)
+                Copy(token.Final, final, r);
+                if (isLogarithmic)
                 {
-                    Copy(sums, updated, (long)r * _layout.ValueStride);
-                    sums = updated;
+                    Copy(token.FinalScale, finalScale, r);
                 }
-
-                RaiseRows(r, _layout.ValueStride, token.Raise, sums);
             }
         }
 
         if (hasQuery)
         {
-            Copy(token.Queries + ((nint)index * group * rs), scratch.Queries, (long)group * rs);
-            Copy(token.QueryTerms + (index * group), scratch.RowTerm, group);
-            ActivateQueries(group, scratch, token.Scale, token.Normalizers);
+            ActivateQueries(index * shape.HeadGroup, shape.HeadGroup, scratch, scale, normalizers);
         }
 
+        return rises;
+    }
+
+    /// <summary>One pass over a head's sums for each query head that reads them; the last of them leaves the token added.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void SweepHead(
+        long batch, int head, int index, in Token token, in Scratch scratch, in State copy, bool hasKey, bool hasQuery, bool rises)
+    {
+        AttentionShape shape = _problem.Shape;
+        (int r, int rs, int dv, int width, int group) = (_layout.Features, _layout.FeatureStride, shape.ValueDimension, _layout.ValueStride, shape.HeadGroup);
+        nint first = (nint)((batch * shape.KeyHeads) + head) * r * dv;
+        float* sums = _buffers.InitialState.Sums.HostPointer + first;
+        float* target = hasKey ? _buffers.FinalState.Sums.HostPointer + first : null;
+        float* updated = target;
+        if (dv != width)
+        {
+            // Rows that end inside a vector are swept in a copy that has room for whole ones.
+            SimdBlas<TV>.CopyRows(r, dv, sums, dv, copy.Sums, width);
+            sums = updated = copy.Sums;
+        }
+
+        if (rises)
+        {
+            // Rows are raised where they will be written, never where another state keeps them.
+            if (sums != updated)
+            {
+                Copy(sums, updated, (long)r * width);
+                sums = updated;
+            }
+
+            RaiseRows(r, width, token.Raise + ((nint)index * rs), sums);
+        }
+
+        float* weights = token.Keys + ((nint)index * rs);
+        float* value = token.Values + ((nint)index * width);
+        int firstRow = index * group;
         for (int member = group - 1; hasQuery && member >= 0; member--)
         {
-            float* q = scratch.Queries + ((nint)member * rs);
-            float* output = scratch.Output + ((nint)member * _layout.ValueStride);
+            float* q = scratch.Queries + ((nint)(firstRow + member) * rs);
+            float* output = scratch.Output + ((nint)member * width);
             if (!hasKey)
             {
-                Sweep<ReadOnly>(sums, null, token, q, output);
+                Sweep<ReadOnly>(sums, null, token, weights, value, q, output);
                 continue;
             }
 
             // Members of a group read the same state: the last of them leaves it with the token added.
-            float score = member == 0 ? Sweep<ReadAndAdd>(sums, updated, token, q, output) : Sweep<ReadBefore>(sums, null, token, q, output);
-            scratch.Denominator[member] += score;
-            SimdBlas<TV>.MultiplyAdd(_layout.ValueStride, score, token.Value, output);
+            float score = member == 0 ? Sweep<ReadAndAdd>(sums, updated, token, weights, value, q, output)
+                : Sweep<ReadBefore>(sums, null, token, weights, value, q, output);
+            scratch.Denominator[firstRow + member] += score;
+            SimdBlas<TV>.MultiplyAdd(width, score, value, output);
         }
 
-        if (hasKey)
+        if (hasKey && !hasQuery && _mode == FeatureMode.Logarithmic)
         {
-            if (!hasQuery && _mode == FeatureMode.Logarithmic)
-            {
-                Sweep<AddWeighted>(sums, updated, token, null, null);
-            }
-            else if (!hasQuery)
-            {
-                Sweep<AddOnly>(sums, updated, token, null, null);
-            }
+            Sweep<AddWeighted>(sums, updated, token, weights, value, null, null);
+        }
+        else if (hasKey && !hasQuery)
+        {
+            Sweep<AddOnly>(sums, updated, token, weights, value, null, null);
+        }
 
-            StoreToken(chain, token, updated == target ? null : updated, target);
+        for (int row = 0; hasKey && updated != target && row < r; row++)
+        {
+            Copy(updated + ((nint)row * width), target + ((nint)row * dv), dv);
         }
 
         if (hasQuery)
         {
-            WriteOutput(0, group, scratch.Output, _buffers.Output.Row(batch, 0, head * group), (nint)_buffers.Output.HeadStride, scratch);
+            WriteOutput(firstRow, group, scratch.Output, _buffers.Output.Row(batch, 0, head * group), (nint)_buffers.Output.HeadStride, scratch);
         }
     }
 
@@ -192,79 +236,88 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>
-    /// The key's weight w, what raises the sums to the scale that they are read at, the normalisers at that scale, and what comes of them. True when any feature rises.
+    /// The key's weight w where its projection lay, what raises the sums to the scale that they are read at, that scale and the normalisers at it, and what comes of both, perhaps where
+    /// they came from. True when any feature rises.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private bool WeighKey(in Token token, int index)
+    private bool WeighKey(in Token token, int index, float* normalizers, float* scales, float* final, float* finalScale)
     {
         int width = _layout.FeatureWidth;
         float* key = token.Keys + ((nint)index * _layout.FeatureStride);
-        TV term = TV.Broadcast(token.KeyTerms[index]);
-        bool rises = false;
         if (_mode == FeatureMode.Direct)
         {
-            bool hasTerm = _key.HasRowTerm || _key.Form.Offset is not null;
-            for (int i = 0; hasTerm && i < width; i += TV.Count)
-            {
-                TV.Store(TV.Add(TV.Load(key + i), TV.Add(term, TV.Load(_key.Offset + i))), key + i);
-            }
-
+            AddTerms(_key, token.KeyTerms[index], key);
             Activate(_key.Form.Activation, _layout.Features, key);
             for (int i = 0; i < width; i += TV.Count)
             {
-                TV weight = TV.Load(key + i);
-                TV.Store(weight, token.Weight + i);
-                TV.Store(TV.Add(TV.Add(weight, default), TV.Load(token.Normalizers + i)), token.Final + i);
+                TV before = TV.Load(normalizers + i);
+                TV.Store(before, token.Normalizers + i);
+                TV.Store(TV.Add(TV.Add(TV.Load(key + i), default), before), final + i);
             }
+
+            ClearPadding(token.Normalizers);
+            return false;
         }
-        else
+
+        // As a chunk of one key.
+        bool rises = false;
+        bool causal = _problem.Causal;
+        TV term = TV.Broadcast(token.KeyTerms[index]);
+        float* raises = token.Raise + ((nint)index * _layout.FeatureStride);
+        for (int i = 0; i < width; i += TV.Count)
         {
-            // As a chunk of one key.
-            for (int i = 0; i < width; i += TV.Count)
+            TV offset = TV.Load(_key.Offset + i);
+            TV log = TV.Add(TV.Load(key + i), term);
+            TV first = TV.Add(log, offset);
+            TV before = TV.Load(scales + i);
+            TV normalizer = TV.Load(normalizers + i);
+            TV scale = TV.MaxOrNaN(before, first);
+            TV finite = TV.Finite(scale);
+            TV raise = TV.Broadcast(1);
+            if (!TV.AreEqual(before, scale))
             {
-                TV offset = TV.Load(_key.Offset + i);
-                TV log = TV.Add(TV.Load(key + i), term);
-                TV first = TV.Add(log, offset);
-                TV before = TV.Load(token.Scale + i);
-                TV scale = TV.MaxOrNaN(before, first);
-                TV finite = TV.Finite(scale);
-                TV raise = TV.Broadcast(1);
-                if (!TV.AreEqual(before, scale))
-                {
-                    rises = true;
-                    raise = SimdExp.Exp(TV.Subtract(TV.Finite(before), finite));
-                    TV.Store(TV.Multiply(raise, TV.Load(token.Normalizers + i)), token.Normalizers + i);
-                }
-
-                TV.Store(raise, token.Raise + i);
-                TV.Store(scale, token.Scale + i);
-                TV.Store(_problem.Causal ? TV.Subtract(log, TV.Subtract(finite, offset)) : TV.Subtract(TV.Finite(first), finite), token.Weight + i);
+                rises = true;
+                raise = SimdExp.Exp(TV.Subtract(TV.Finite(before), finite));
+                normalizer = TV.Multiply(raise, normalizer);
             }
 
-            Exponentiate(width, token.Weight);
-            for (int i = 0; i < width; i += TV.Count)
+            TV.Store(raise, raises + i);
+            TV.Store(scale, token.Scale + i);
+            TV.Store(normalizer, token.Normalizers + i);
+            if (causal)
             {
-                TV weight = TV.Load(token.Weight + i);
-                TV scale = TV.Load(token.Scale + i);
-                if (!_problem.Causal)
-                {
-                    // Where direction does not count, it is its chunk's scale: its feature is e^0 there, or NaN.
-                    TV log = TV.Add(TV.Load(key + i), term);
-                    TV notNumber = TV.Subtract(log, log);
-                    weight = TV.Multiply(weight, TV.Add(TV.Broadcast(1), notNumber));
-                    scale = TV.Add(scale, notNumber);
-                    TV.Store(weight, token.Weight + i);
-                }
-
-                TV.Store(TV.Add(weight, TV.Load(token.Normalizers + i)), token.Final + i);
-                TV.Store(scale, token.FinalScale + i);
+                TV.Store(scale, finalScale + i);
+                TV.Store(TV.Subtract(log, TV.Subtract(finite, offset)), key + i);
+            }
+            else
+            {
+                // Where direction does not count, it is its chunk's scale: its feature is e^0 there, or NaN.
+                TV notNumber = TV.Subtract(log, log);
+                TV.Store(notNumber, token.NotNumber + i);
+                TV.Store(TV.Add(scale, notNumber), finalScale + i);
+                TV.Store(TV.Subtract(TV.Finite(first), finite), key + i);
             }
         }
 
-        // Beyond the last feature lies the normal form's padding, whose zeros a NaN in the row has spoilt.
-        new Span<float>(token.Normalizers + _layout.Features, width - _layout.Features).Clear();
+        Exponentiate(width, key);
+        for (int i = 0; i < width; i += TV.Count)
+        {
+            TV weight = TV.Load(key + i);
+            if (!causal)
+            {
+                weight = TV.Multiply(weight, TV.Add(TV.Broadcast(1), TV.Load(token.NotNumber + i)));
+                TV.Store(weight, key + i);
+            }
+
+            TV.Store(TV.Add(weight, TV.Load(token.Normalizers + i)), final + i);
+        }
+
+        ClearPadding(token.Normalizers);
         return rises;
     }
+
+    /// <summary>Beyond the last feature lies the normal form's padding, whose zeros a NaN in the row has spoilt.</summary>
+    private void ClearPadding(float* row) => new Span<float>(row + _layout.Features, _layout.FeatureWidth - _layout.Features).Clear();
 
     /// <summary>x ← e^x over whole vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -290,28 +343,12 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>Hands out z and c, and S where it was swept in a copy.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void StoreToken(nint chain, in Token token, float* padded, float* target)
+    /// <summary>A row of features in a copy of whole vectors.</summary>
+    private float* Pad(float* row, float* target)
     {
-        int r = _layout.Features;
-        int dv = _problem.Shape.ValueDimension;
-        Copy(token.Final, _buffers.FinalState.Normalizers.HostPointer + (chain * r), r);
-        if (_mode == FeatureMode.Logarithmic)
-        {
-            Copy(token.FinalScale, _buffers.FinalState.LogScale.HostPointer + (chain * r), r);
-        }
-
-        for (int row = 0; padded is not null && row < r; row++)
-        {
-            Copy(padded + ((nint)row * _layout.ValueStride), target + ((nint)row * dv), dv);
-        }
-    }
-
-    private void Load(MemoryRegion part, nint chain, float* target)
-    {
-        Copy(part.HostPointer + (chain * _layout.Features), target, _layout.Features);
-        new Span<float>(target + _layout.Features, _layout.FeatureWidth - _layout.Features).Clear();
+        Copy(row, target, _layout.Features);
+        ClearPadding(target);
+        return target;
     }
 
     /// <summary>Rows of a head's sums times what brings them to the scale that they are read at; nearly always nearly all of them are at it.</summary>
@@ -331,7 +368,7 @@ internal unsafe partial class LinearForward<TV>
 
     /// <summary>One pass over a head's sums; returns q·w where it does both, else 0.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private float Sweep<TS>(float* sums, float* target, in Token token, float* query, float* output)
+    private float Sweep<TS>(float* sums, float* target, in Token token, float* weights, float* value, float* query, float* output)
         where TS : struct, ISweep
     {
         float score = 0;
@@ -342,14 +379,14 @@ internal unsafe partial class LinearForward<TV>
             vectors = vectors >= 8 ? 8 : vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
             float* s = sums + column;
             float* t = target + column;
-            float* v = token.Value + column;
+            float* v = value + column;
             float* o = output + column;
             float sum = vectors switch
             {
-                8 => Sweep<TS, N8>(_layout.Features, s, t, width, in token, query, v, o),
-                4 => Sweep<TS, N4>(_layout.Features, s, t, width, in token, query, v, o),
-                2 => Sweep<TS, N2>(_layout.Features, s, t, width, in token, query, v, o),
-                _ => Sweep<TS, N1>(_layout.Features, s, t, width, in token, query, v, o),
+                8 => Sweep<TS, N8>(_layout.Features, s, t, width, token.Lanes, weights, query, v, o),
+                4 => Sweep<TS, N4>(_layout.Features, s, t, width, token.Lanes, weights, query, v, o),
+                2 => Sweep<TS, N2>(_layout.Features, s, t, width, token.Lanes, weights, query, v, o),
+                _ => Sweep<TS, N1>(_layout.Features, s, t, width, token.Lanes, weights, query, v, o),
             };
             score = column == 0 ? sum : score;
         }
@@ -358,13 +395,12 @@ internal unsafe partial class LinearForward<TV>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private static float Sweep<TS, TN>(int r, float* s, float* t, nint stride, in Token token, float* query, float* v, float* o)
+    private static float Sweep<TS, TN>(int r, float* s, float* t, nint stride, float* lanes, float* weights, float* query, float* v, float* o)
         where TS : struct, ISweep
         where TN : struct, IConstant
     {
         TV o0 = default, o1 = default, o2 = default, o3 = default, o4 = default, o5 = default, o6 = default, o7 = default;
         TV score = default;
-        float* weights = token.Weight;
         float* next = s + (RowsAhead * stride);
         for (nint i = 0; i < r; i++)
         {
@@ -448,8 +484,8 @@ internal unsafe partial class LinearForward<TV>
         }
 
         // Every lane holds the same.
-        TV.Store(score, token.Lanes);
-        return *token.Lanes;
+        TV.Store(score, lanes);
+        return *lanes;
     }
 
     /// <summary>A vector of a row. A chunk's sums are rounded before they are added, with weights where they have those.</summary>

@@ -54,7 +54,7 @@ internal readonly struct LinearLayout
         bool gathers = Plan is not null || problem.Storage != ElementType.Single;
         bool segments = problem.Causal && features.Family == FeatureFamily.Exponential;
 
-        long tokenFloats = shape.HeadGroup < MaxTokenRows ? new Token(null, tokenHeads, shape.HeadGroup, FeatureStride, ValueStride).Floats : 0;
+        long tokenFloats = shape.HeadGroup < MaxTokenRows ? new Token(null, tokenHeads, FeatureStride, ValueStride).Floats : 0;
         KeysFloats = Math.Max(new Keys(null, Features, FeatureStride, ValueStride).Floats, tokenFloats);
         StateFloats = new State(null, Features, FeatureStride, ValueStride).Floats;
         ScratchFloats = new Scratch(null, Features, FeatureStride, ValueStride, inputStride, shape.KeyDimension, segments, gathers).Floats;
@@ -277,53 +277,46 @@ internal readonly struct LinearLayout
     public readonly unsafe struct Token
     {
         [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-        public Token(float* start, int heads, int group, int featureStride, int valueStride)
+        public Token(float* start, int heads, int featureStride, int valueStride)
         {
             var arena = new Arena(start);
             Keys = arena.Take((long)heads * featureStride);
             KeyTerms = arena.Take(heads);
-            Queries = arena.Take((long)heads * group * featureStride);
-            QueryTerms = arena.Take((long)heads * group);
-            Value = arena.Take(valueStride);
+            Values = arena.Take((long)heads * valueStride);
+            Raise = arena.Take((long)heads * featureStride);
             Normalizers = arena.Take(featureStride);
             Scale = arena.Take(featureStride);
-            Raise = arena.Take(featureStride);
-            Weight = arena.Take(featureStride);
+            NotNumber = arena.Take(featureStride);
             Final = arena.Take(featureStride);
             FinalScale = arena.Take(featureStride);
             Lanes = arena.Take(LineFloats);
             Floats = arena.Floats;
         }
 
-        /// <summary>Projected keys, a row a head.</summary>
+        /// <summary>Projected keys, a row a head; then their features at the scale that is read at.</summary>
         public float* Keys { get; }
 
         public float* KeyTerms { get; }
 
-        /// <summary>Projected queries, a row a head.</summary>
-        public float* Queries { get; }
+        /// <summary>A value a head.</summary>
+        public float* Values { get; }
 
-        public float* QueryTerms { get; }
-
-        /// <summary>One head's value.</summary>
-        public float* Value { get; }
-
-        /// <summary>z at the scale that is read at.</summary>
-        public float* Normalizers { get; }
-
-        /// <summary>The scale that is read at.</summary>
-        public float* Scale { get; }
-
-        /// <summary>What brings the sums to <see cref="Scale"/>.</summary>
+        /// <summary>What brings the sums to the scale that they are read at, a row a head.</summary>
         public float* Raise { get; }
 
-        /// <summary>The key's features at <see cref="Scale"/>.</summary>
-        public float* Weight { get; }
+        /// <summary>One head's z at the scale that it is read at.</summary>
+        public float* Normalizers { get; }
 
-        /// <summary>z with the token.</summary>
+        /// <summary>One head's scale that is read at.</summary>
+        public float* Scale { get; }
+
+        /// <summary>NaN where one head's key has no finite logarithm, else 0.</summary>
+        public float* NotNumber { get; }
+
+        /// <summary>One head's z with the token, where it is not handed out at once.</summary>
         public float* Final { get; }
 
-        /// <summary>c with the token.</summary>
+        /// <summary>One head's c with the token, likewise.</summary>
         public float* FinalScale { get; }
 
         /// <summary>A vector.</summary>

@@ -28,31 +28,32 @@ internal abstract unsafe partial class LinearPass<TV>
         // A row's own term scales all of its features alike: it cancels under the normaliser unless a constant is added to them.
         bool needsTerm = !_problem.Normalize || _epsilon != 0 || _mode != FeatureMode.Logarithmic;
         ProjectRows(_query, n, x, stride, scratch.Queries, needsTerm ? scratch.RowTerm : null, scratch);
-        ActivateQueries(n, scratch, scale, normalizers);
+        ActivateQueries(0, n, scratch, scale, normalizers);
     }
 
-    /// <summary>Q̂ of projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
+    /// <summary>Q̂ of some projected rows and their terms, and the part of each normaliser that comes from the state.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private protected void ActivateQueries(int n, in Scratch scratch, float* scale, float* normalizers)
+    private protected void ActivateQueries(int firstRow, int n, in Scratch scratch, float* scale, float* normalizers)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         if (_mode == FeatureMode.Logarithmic)
         {
-            ExponentiateQueries(n, scratch, scale, normalizers);
+            ExponentiateQueries(firstRow, n, scratch, scale, normalizers);
             return;
         }
 
-        for (int row = 0; _mode == FeatureMode.Direct && row < n; row++)
+        int endRow = firstRow + n;
+        for (int row = firstRow; _mode == FeatureMode.Direct && row < endRow; row++)
         {
             AddTerms(_query, scratch.RowTerm[row], scratch.Queries + ((nint)row * rs));
         }
 
         if (_mode == FeatureMode.Direct)
         {
-            ActivateRows(_query.Form.Activation, n, _layout.Features, scratch.Queries, rs);
+            ActivateRows(_query.Form.Activation, n, _layout.Features, scratch.Queries + ((nint)firstRow * rs), rs);
         }
 
-        for (int row = 0; row < n; row++)
+        for (int row = firstRow; row < endRow; row++)
         {
             float* q = scratch.Queries + ((nint)row * rs);
             if (_mode == FeatureMode.Stabilized)
@@ -87,7 +88,7 @@ internal abstract unsafe partial class LinearPass<TV>
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void ExponentiateQueries(int n, in Scratch scratch, float* scale, float* normalizers)
+    private void ExponentiateQueries(int firstRow, int n, in Scratch scratch, float* scale, float* normalizers)
     {
         (int width, int rs) = (_layout.FeatureWidth, _layout.FeatureStride);
         float* bias = scratch.Bias;
@@ -99,9 +100,9 @@ internal abstract unsafe partial class LinearPass<TV>
         new Span<float>(bias + _layout.Features, width - _layout.Features).Fill(float.NegativeInfinity);
 
         // Maxima of some rows first, then their exponentials: a row's alone would wait for its maximum.
-        for (int first = 0; first < n; first += RowsTogether)
+        for (int first = firstRow; first < firstRow + n; first += RowsTogether)
         {
-            int end = Math.Min(first + RowsTogether, n);
+            int end = Math.Min(first + RowsTogether, firstRow + n);
             for (int row = first; row < end; row++)
             {
                 float* q = scratch.Queries + ((nint)row * rs);
