@@ -347,6 +347,35 @@ public sealed class FaceTests : IDisposable
         attention.Forward(shape, small, small, small, new float[data.Length]);
     }
 
+    // In a key or in a query, of the last head: those before it must not have taken theirs.
+    [Theory]
+    [InlineData(true, 8)]
+    [InlineData(false, 8)]
+    [InlineData(true, 5)]
+    [InlineData(false, 5)]
+    public void A_callers_function_that_throws_leaves_a_stream_where_it_was(bool inKey, int dimension)
+    {
+        var shape = new AttentionShape(1, 1, 4, dimension);
+        using var attention = new LinearAttention(
+            _device, FeatureMap.FromFunction("bad", x => x > 9 ? throw new FormatException("my own") : 1 + (x * x)), new LinearAttentionOptions { Causal = true });
+        AttentionState state = attention.CreateState(1, 4, dimension, dimension);
+        float[] token = TestData.Normal(1, shape.QueryElements);
+        float[] output = new float[token.Length];
+        attention.Step(state, shape, token, token, token, output);
+        AttentionState before = state.Fork();
+
+        float[] bad = [.. token];
+        bad[^1] = 10;
+        Assert.Throws<FormatException>(() => attention.Step(state, shape, inKey ? token : bad, inKey ? bad : token, token, output));
+        Assert.Equal(before.Normalizers, state.Normalizers);
+        Assert.Equal(before.Sums, state.Sums);
+        if (inKey)
+        {
+            Assert.Throws<FormatException>(() => attention.Append(state, shape, bad, token));
+            Assert.Equal(before.Normalizers, state.Normalizers);
+        }
+    }
+
     [Fact]
     public void The_host_is_always_a_device_and_every_refusal_has_a_reason()
     {

@@ -117,18 +117,25 @@ internal unsafe partial class LinearForward<TV>
                 TV.Store(TV.Add(TV.Load(value + i), default), value + i);
             }
 
-            float* final = _buffers.FinalState.Normalizers.HostPointer + first;
-            float* finalScale = isLogarithmic ? _buffers.FinalState.LogScale.HostPointer + first : null;
-            rises = WeighKey(token, index, normalizers, scale, isWhole ? final : token.Final, isWhole ? finalScale : token.FinalScale);
-            normalizers = token.Normalizers;
-            scale = token.Scale;
-            if (!isWhole)
+            float* key = token.Keys + ((nint)index * _layout.FeatureStride);
+            if (isLogarithmic)
             {
-                Copy(token.Final, final, r);
-                if (isLogarithmic)
+                float* final = _buffers.FinalState.Normalizers.HostPointer + first;
+                float* finalScale = _buffers.FinalState.LogScale.HostPointer + first;
+                rises = WeighKey(token, index, key, normalizers, scale, isWhole ? final : token.Final, isWhole ? finalScale : token.FinalScale);
+                normalizers = token.Normalizers;
+                scale = token.Scale;
+                if (!isWhole)
                 {
+                    Copy(token.Final, final, r);
                     Copy(token.FinalScale, finalScale, r);
                 }
+            }
+            else
+            {
+                // Functions of the caller's may throw: until the last of them is back nothing of the state is written.
+                AddTerms(_key, token.KeyTerms[index], key);
+                Activate(_key.Form.Activation, r, key);
             }
         }
 
@@ -173,6 +180,11 @@ internal unsafe partial class LinearForward<TV>
         float* weights = token.Keys + ((nint)index * rs);
         float* value = token.Values + ((nint)index * width);
         int firstRow = index * group;
+        if (hasKey && _mode == FeatureMode.Direct)
+        {
+            AddToNormalizers((nint)((batch * shape.KeyHeads) + head) * r, weights, token);
+        }
+
         for (int member = group - 1; hasQuery && member >= 0; member--)
         {
             float* q = scratch.Queries + ((nint)(firstRow + member) * rs);
@@ -235,29 +247,36 @@ internal unsafe partial class LinearForward<TV>
         return ahead;
     }
 
+    /// <summary>z ← z + w.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void AddToNormalizers(nint first, float* weights, in Token token)
+    {
+        int r = _layout.Features;
+        float* before = _buffers.InitialState.Normalizers.HostPointer + first;
+        float* target = _buffers.FinalState.Normalizers.HostPointer + first;
+        bool isWhole = r == _layout.FeatureWidth;
+        before = isWhole ? before : Pad(before, token.Normalizers);
+        float* final = isWhole ? target : token.Final;
+        for (int i = 0; i < r; i += TV.Count)
+        {
+            // A chunk's sum of one key, never −0.
+            TV.Store(TV.Add(TV.Add(TV.Load(weights + i), default), TV.Load(before + i)), final + i);
+        }
+
+        if (!isWhole)
+        {
+            Copy(final, target, r);
+        }
+    }
+
     /// <summary>
-    /// The key's weight w where its projection lay, what raises the sums to the scale that they are read at, that scale and the normalisers at it, and what comes of both, perhaps where
-    /// they came from. True when any feature rises.
+    /// The weight w of a key of exponential features where its projection lay, what raises the sums to the scale that they are read at, that scale and the normalisers at it, and what comes
+    /// of both, perhaps where they came from. True when any feature rises.
     /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private bool WeighKey(in Token token, int index, float* normalizers, float* scales, float* final, float* finalScale)
+    private bool WeighKey(in Token token, int index, float* key, float* normalizers, float* scales, float* final, float* finalScale)
     {
         int width = _layout.FeatureWidth;
-        float* key = token.Keys + ((nint)index * _layout.FeatureStride);
-        if (_mode == FeatureMode.Direct)
-        {
-            AddTerms(_key, token.KeyTerms[index], key);
-            Activate(_key.Form.Activation, _layout.Features, key);
-            for (int i = 0; i < width; i += TV.Count)
-            {
-                TV before = TV.Load(normalizers + i);
-                TV.Store(before, token.Normalizers + i);
-                TV.Store(TV.Add(TV.Add(TV.Load(key + i), default), before), final + i);
-            }
-
-            ClearPadding(token.Normalizers);
-            return false;
-        }
 
         // As a chunk of one key.
         bool rises = false;

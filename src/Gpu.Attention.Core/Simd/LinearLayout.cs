@@ -22,7 +22,7 @@ internal readonly struct LinearLayout
     /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
     private const int ChunksPerThread = 8;
 
-    /// <summary>The most rows of a token, keys' and queries', that are projected together: they lie where a chunk's keys would.</summary>
+    /// <summary>The most rows of a token that are projected together: its keys' lie where a chunk's keys would, its queries' where a chunk's queries would, fewer than <see cref="Chunk"/>.</summary>
     private const int MaxTokenRows = 56;
 
     /// <summary>Floats of states, 128 KB, that leave the second-level cache to what a chunk needs.</summary>
