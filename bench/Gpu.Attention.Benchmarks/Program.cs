@@ -24,6 +24,8 @@ switch (args)
         return FirstCalls.Run(rest);
     case [FirstCalls.ProbeMode, .. string[] rest]:
         return FirstCalls.RunProbe(rest);
+    case ["company", .. string[] rest]:
+        return Company.Run(rest);
     case ["devices", .. string[] rest]:
         return DeviceTable.Run(rest);
     default:
