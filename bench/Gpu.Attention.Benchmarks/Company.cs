@@ -5,8 +5,7 @@ using Gpu.Attention.Benchmarks.Reporting;
 namespace Gpu.Attention.Benchmarks;
 
 /// <summary>
-/// Short calls over and over: on a machine whose cores are shared they take one of two times, one for a core that is alone and one for a core whose other thread works for somebody else.
-/// A median of long calls shows a mixture of both, and not which part is whose.
+/// Short calls over and over: on a machine that others share, times jump from one level to another for milliseconds to seconds. A median of long calls shows a mixture, and not which part is whose.
 /// </summary>
 internal static class Company
 {

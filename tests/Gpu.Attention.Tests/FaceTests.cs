@@ -373,6 +373,7 @@ public sealed class FaceTests : IDisposable
         {
             Assert.Throws<FormatException>(() => attention.Append(state, shape, bad, token));
             Assert.Equal(before.Normalizers, state.Normalizers);
+            Assert.Equal(before.Sums, state.Sums);
         }
     }
 

@@ -344,7 +344,7 @@ internal static unsafe class MicroKernel<TV>
             // Two pointers and two distances reach six rows: more of either would not fit the registers.
             float* a3 = a + (3 * aRow);
 
-            // Bytes, and down to exactly 0: a step of 12 multiply-adds is 25 instructions so, else 27. Alone on its core it takes the same time either way, but two threads that share a core share what it decodes.
+            // Bytes, and down to exactly 0: a step of 12 multiply-adds is 25 instructions so, else 27. Alone on a core both take the same time.
             nint stepBytes = aStep * sizeof(float);
             for (; k != 0; k--)
             {
