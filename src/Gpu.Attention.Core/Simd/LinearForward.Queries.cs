@@ -186,7 +186,7 @@ internal unsafe partial class LinearForward<TV>
         nint stride = (nint)_buffers.Output.TokenStride;
         float* factors = stackalloc float[Chunk];
         bool isPlain = PlainFactors(n, scratch.Denominator, factors);
-        ahead.Expect(SimdBlas<TV>.Tiles(n, dvs));
+        ahead.Expect(MicroKernel<TV>.Tiles(n, dvs));
         for (int row = 0; row < n; row += MicroKernel<TV>.Rows)
         {
             int height = Math.Min(MicroKernel<TV>.Rows, n - row);

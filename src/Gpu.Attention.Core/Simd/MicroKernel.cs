@@ -1,4 +1,3 @@
-using System.Diagnostics;
 using System.Runtime.CompilerServices;
 using System.Runtime.Intrinsics.X86;
 
@@ -8,6 +7,11 @@ namespace Gpu.Attention;
 internal interface IConstant
 {
     static abstract int Value { get; }
+}
+
+internal readonly struct N0 : IConstant
+{
+    public static int Value => 0;
 }
 
 internal readonly struct N1 : IConstant
@@ -46,15 +50,18 @@ internal readonly struct N8 : IConstant
 }
 
 /// <summary>
-/// The engine's one matrix product, <c>C (+)= A B</c>: A row-major with its elements broadcast, B and C row-major in whole vectors. A tile of
-/// up to 6 rows by <see cref="ISimdVector{TSelf}.TileVectors"/> vectors of C stays in registers while the inner dimension runs.
+/// The engine's one matrix product, <c>C (+)= A B</c>: A row-major with its elements broadcast, B and C row-major in whole vectors. A tile of C, up to
+/// <see cref="ISimdVector{TSelf}.TileSums"/> vectors, stays in registers while the inner dimension runs.
 /// </summary>
 /// <remarks>Every element of C is summed in the order of the inner dimension, so its bits depend on nothing but its row and column.</remarks>
 internal static unsafe class MicroKernel<TV>
     where TV : struct, ISimdVector<TV>
 {
-    /// <summary>Rows of a tile.</summary>
+    /// <summary>The most rows of a tile.</summary>
     public const int Rows = 6;
+
+    /// <summary>What tiles below each other may go through of B: half of a first-level cache of 32 KB.</summary>
+    private const int MaxColumnBytes = 16384;
 
     /// <summary>
     /// Where lines are asked for: with each step of a tile where a step is 24 multiply-adds of 512 bits, which have room for it, and tiles are few (11 in a product of elu+1); between
@@ -63,14 +70,30 @@ internal static unsafe class MicroKernel<TV>
     private static bool AsksInside
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
-        get => TV.TileVectors == 4;
+        get => TV.TileSums == 24;
     }
 
-    /// <summary>Columns of a tile.</summary>
+    /// <summary>The most columns of a tile.</summary>
     public static int Columns
     {
         [MethodImpl(MethodImplOptions.AggressiveInlining)]
         get => TV.TileVectors * TV.Count;
+    }
+
+    /// <summary>Rows of the widest tile.</summary>
+    private static nint RowsOfWidest
+    {
+        [MethodImpl(MethodImplOptions.AggressiveInlining)]
+        get => HeightFor(TV.TileVectors);
+    }
+
+    /// <summary>Tiles of a product, if its inner dimension is short.</summary>
+    public static nint Tiles(nint m, nint n)
+    {
+        nint rest = n % Columns / TV.Count;
+        return (n / Columns * Pieces(m, RowsOfWidest)) + (rest > 0 ? Pieces(m, HeightFor(rest)) : 0);
+
+        static nint Pieces(nint rows, nint most) => (rows + most - 1) / most;
     }
 
     /// <summary><c>C[m, n] (+)= A[m, k] B[k, n]</c>; n is a multiple of the vector length. Asks for lines ahead, if there are, as it goes.</summary>
@@ -113,54 +136,49 @@ internal static unsafe class MicroKernel<TV>
         ahead = ahead is null || ahead->IsEmpty ? null : ahead;
         if (ahead is not null)
         {
-            ahead->Expect(((m + Rows - 1) / Rows) * ((n + Columns - 1) / Columns));
+            ahead->Expect(Tiles(m, n));
         }
 
         TileArguments tile = default;
-
-        // Tiles count down to exactly 0.
-        Debug.Assert(k >= 0 && second.K >= 0, "An inner dimension is never negative.");
-        tile.K = nint.Max(k, 0);
+        tile.Ahead = ahead;
+        tile.K = k;
         tile.ARow = aRow;
         tile.AStep = aStep;
         tile.BRow = ldb;
         tile.CRow = ldc;
         tile.Accumulates = accumulate;
         tile.Second = second;
-        tile.Second.K = nint.Max(second.K, 0);
-        for (nint column = 0; column < n; column += Columns)
-        {
-            int vectors = (int)nint.Min(n - column, Columns) / TV.Count;
-            tile.B = b + (column * bColumn);
-            tile.Second.B = second.B + column;
-            for (nint row = 0, rows; row < m; row += rows)
-            {
-                rows = Height(m - row);
-                nint at = (row * ldc) + column;
-                tile.A = a + (row * aRow);
-                if (AsksInside && (ahead is null || !ahead->TryTake(k, out tile.Line, out tile.LineStep)))
-                {
-                    (tile.Line, tile.LineStep) = ((nint)tile.A, 0);
-                }
-                else if (!AsksInside && ahead is not null)
-                {
-                    ahead->Ask();
-                }
 
-                tile.C = c + at;
-                tile.X = x is null ? null : x + at;
-                tile.W = w is null ? null : w + row;
-                tile.Second.A = second.A + (row * second.ARow);
-                Tile((int)rows, vectors, &tile);
+        // Tiles below each other go through the same columns of B. Where those would fill the first-level cache, half as many are taken, by tiles twice as high.
+        bool isTall = RowsOfWidest < Rows && m > RowsOfWidest && k * Columns * sizeof(float) > MaxColumnBytes;
+        nint width = isTall ? Columns / 2 : Columns;
+        for (nint column = 0; column < n; column += width)
+        {
+            int vectors = (int)nint.Min(n - column, width) / TV.Count;
+            nint most = HeightFor(vectors);
+            nint inPanel = column % Columns;
+            tile.B = b + ((column - inPanel) * bColumn) + inPanel;
+            tile.Second.B = second.B + column;
+            tile.A = a;
+            tile.Second.A = second.A;
+            tile.C = c + column;
+            tile.X = x is null ? null : x + column;
+            tile.W = w;
+            for (nint left = m, height; left > 0; left -= tile.Count * height)
+            {
+                // A tile of few rows waits for its own sums: rather two of four than one of six and one of two.
+                height = left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
+                tile.Count = left < 2 * most ? left / height : (left / most) - (left % most == 0 ? 0 : 1);
+                Tile((int)height, vectors, &tile);
             }
         }
     }
 
-    /// <summary>How many of the rows that are left the next tile takes. A tile of few waits for its own sums: rather two of four than one of six and one of two.</summary>
+    /// <summary>The most rows of a tile of so many vectors.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    private static nint Height(nint rows) => rows <= Rows ? rows : rows < Rows + 4 ? (rows + 1) / 2 : Rows;
+    private static nint HeightFor(nint vectors) => nint.Min(Rows, TV.TileSums / vectors);
 
-    /// <summary>One tile of any size up to the largest.</summary>
+    /// <summary>Tiles below each other, of any size up to the largest.</summary>
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     private static void Tile(int rows, int vectors, TileArguments* tile)
     {
@@ -203,549 +221,346 @@ internal static unsafe class MicroKernel<TV>
         where TM : struct, IConstant
         where TN : struct, IConstant
     {
-        float* a = tile->A;
-        nint aRow = tile->ARow;
-        nint aStep = tile->AStep;
-        float* b = tile->B;
-        nint ldb = tile->BRow;
-        float* c = tile->C;
-        nint ldc = tile->CRow;
-        nint line = tile->Line;
-        nint lineStep = tile->LineStep;
-        TV c00 = default, c01 = default, c02 = default, c03 = default;
-        TV c10 = default, c11 = default, c12 = default, c13 = default;
-        TV c20 = default, c21 = default, c22 = default, c23 = default;
-        TV c30 = default, c31 = default, c32 = default, c33 = default;
-        TV c40 = default, c41 = default, c42 = default, c43 = default;
-        TV c50 = default, c51 = default, c52 = default, c53 = default;
-        if (tile->Accumulates)
+        for (nint left = tile->Count; left > 0; left--)
         {
-            c00 = TV.Load(c);
+            nint line = (nint)tile->A;
+            nint lineStep = 0;
+            if (AsksInside)
+            {
+                if (tile->Ahead is not null && tile->Ahead->TryTake(tile->K, out nint start, out nint step))
+                {
+                    line = start;
+                    lineStep = step;
+                }
+            }
+            else if (tile->Ahead is not null)
+            {
+                tile->Ahead->Ask();
+            }
 
+            float* a = tile->A;
+            nint aRow = tile->ARow;
+            nint aStep = tile->AStep;
+            float* b = tile->B;
+            nint ldb = tile->BRow;
+            float* c = tile->C;
+            nint ldc = tile->CRow;
+            TV c00 = default, c01 = default, c02 = default, c03 = default;
+            TV c10 = default, c11 = default, c12 = default, c13 = default;
+            TV c20 = default, c21 = default, c22 = default, c23 = default;
+            TV c30 = default, c31 = default, c32 = default, c33 = default;
+            TV c40 = default, c41 = default, c42 = default, c43 = default;
+            TV c50 = default, c51 = default, c52 = default, c53 = default;
+            if (tile->Accumulates)
+            {
+                LoadRow<N0, TM, TN>(c, ldc, ref c00, ref c01, ref c02, ref c03);
+                LoadRow<N1, TM, TN>(c, ldc, ref c10, ref c11, ref c12, ref c13);
+                LoadRow<N2, TM, TN>(c, ldc, ref c20, ref c21, ref c22, ref c23);
+                LoadRow<N3, TM, TN>(c, ldc, ref c30, ref c31, ref c32, ref c33);
+                LoadRow<N4, TM, TN>(c, ldc, ref c40, ref c41, ref c42, ref c43);
+                LoadRow<N5, TM, TN>(c, ldc, ref c50, ref c51, ref c52, ref c53);
+            }
+
+            for (nint k = tile->K, next = tile->Second.K; ; k = next, next = 0)
+            {
+                // Two pointers and two distances reach six rows: more of either would not fit the registers.
+                float* a3 = a + (3 * aRow);
+                nint twoRows = 2 * aRow;
+
+                // Two steps at once, addressed by what a load can add up: on a shared core every instruction counts. A lies in rows or in columns.
+                if (aStep == 1)
+                {
+                    for (; k > 1; k -= 2)
+                    {
+                        Step<TM, TN, N0>(
+                            a, a3, aRow, twoRows, b, ldb,
+                            ref c00, ref c01, ref c02, ref c03, ref c10, ref c11, ref c12, ref c13,
+                            ref c20, ref c21, ref c22, ref c23, ref c30, ref c31, ref c32, ref c33,
+                            ref c40, ref c41, ref c42, ref c43, ref c50, ref c51, ref c52, ref c53);
+                        Step<TM, TN, N1>(
+                            a, a3, aRow, twoRows, b, ldb,
+                            ref c00, ref c01, ref c02, ref c03, ref c10, ref c11, ref c12, ref c13,
+                            ref c20, ref c21, ref c22, ref c23, ref c30, ref c31, ref c32, ref c33,
+                            ref c40, ref c41, ref c42, ref c43, ref c50, ref c51, ref c52, ref c53);
+                        a += 2;
+                        a3 += 2;
+                        b += 2 * ldb;
+                        Ask(ref line, lineStep);
+                        Ask(ref line, lineStep);
+                    }
+                }
+                else
+                {
+                    for (; k > 1; k -= 2)
+                    {
+                        Step<TM, TN, N0>(
+                            a, a + 3, 1, 2, b, ldb,
+                            ref c00, ref c01, ref c02, ref c03, ref c10, ref c11, ref c12, ref c13,
+                            ref c20, ref c21, ref c22, ref c23, ref c30, ref c31, ref c32, ref c33,
+                            ref c40, ref c41, ref c42, ref c43, ref c50, ref c51, ref c52, ref c53);
+                        Step<TM, TN, N0>(
+                            a + aStep, a + aStep + 3, 1, 2, b + ldb, ldb,
+                            ref c00, ref c01, ref c02, ref c03, ref c10, ref c11, ref c12, ref c13,
+                            ref c20, ref c21, ref c22, ref c23, ref c30, ref c31, ref c32, ref c33,
+                            ref c40, ref c41, ref c42, ref c43, ref c50, ref c51, ref c52, ref c53);
+                        a += 2 * aStep;
+                        b += 2 * ldb;
+                        Ask(ref line, lineStep);
+                        Ask(ref line, lineStep);
+                    }
+
+                    a3 = a + 3;
+                }
+
+                if (k == 1)
+                {
+                    Step<TM, TN, N0>(
+                        a, a3, aRow, twoRows, b, ldb,
+                        ref c00, ref c01, ref c02, ref c03, ref c10, ref c11, ref c12, ref c13,
+                        ref c20, ref c21, ref c22, ref c23, ref c30, ref c31, ref c32, ref c33,
+                        ref c40, ref c41, ref c42, ref c43, ref c50, ref c51, ref c52, ref c53);
+                    Ask(ref line, lineStep);
+                }
+
+                if (next == 0)
+                {
+                    break;
+                }
+
+                a = tile->Second.A;
+                aRow = tile->Second.ARow;
+                aStep = 1;
+                b = tile->Second.B;
+                ldb = tile->Second.BRow;
+                lineStep = 0;
+            }
+
+            float* x = tile->X;
+            if (x is not null)
+            {
+                float* w = tile->W;
+                AddScaledRow<N0, TM, TN>(w, x, ldc, ref c00, ref c01, ref c02, ref c03);
+                AddScaledRow<N1, TM, TN>(w, x, ldc, ref c10, ref c11, ref c12, ref c13);
+                AddScaledRow<N2, TM, TN>(w, x, ldc, ref c20, ref c21, ref c22, ref c23);
+                AddScaledRow<N3, TM, TN>(w, x, ldc, ref c30, ref c31, ref c32, ref c33);
+                AddScaledRow<N4, TM, TN>(w, x, ldc, ref c40, ref c41, ref c42, ref c43);
+                AddScaledRow<N5, TM, TN>(w, x, ldc, ref c50, ref c51, ref c52, ref c53);
+            }
+
+            StoreRow<N0, TM, TN>(c, ldc, c00, c01, c02, c03);
+            StoreRow<N1, TM, TN>(c, ldc, c10, c11, c12, c13);
+            StoreRow<N2, TM, TN>(c, ldc, c20, c21, c22, c23);
+            StoreRow<N3, TM, TN>(c, ldc, c30, c31, c32, c33);
+            StoreRow<N4, TM, TN>(c, ldc, c40, c41, c42, c43);
+            StoreRow<N5, TM, TN>(c, ldc, c50, c51, c52, c53);
+            tile->A += TM.Value * tile->ARow;
+            tile->Second.A += TM.Value * tile->Second.ARow;
+            tile->C += TM.Value * ldc;
+            tile->X = x is null ? null : x + (TM.Value * ldc);
+            tile->W = tile->W is null ? null : tile->W + TM.Value;
+        }
+    }
+
+    /// <summary>Asks for one line where a tile does so itself.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Ask(ref nint line, nint lineStep)
+    {
+        if (AsksInside && Sse.IsSupported)
+        {
+            Sse.Prefetch0((void*)line);
+            line += lineStep;
+        }
+    }
+
+    /// <summary>One step of the inner dimension. Beside the sums, registers hold the vectors of B and one element of A, or, where there are fewer of these, the elements of A and one vector of B.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void Step<TM, TN, TK>(
+        float* a, float* a3, nint aRow, nint twoRows, float* b, nint ldb,
+        ref TV c00, ref TV c01, ref TV c02, ref TV c03, ref TV c10, ref TV c11, ref TV c12, ref TV c13,
+        ref TV c20, ref TV c21, ref TV c22, ref TV c23, ref TV c30, ref TV c31, ref TV c32, ref TV c33,
+        ref TV c40, ref TV c41, ref TV c42, ref TV c43, ref TV c50, ref TV c51, ref TV c52, ref TV c53)
+        where TM : struct, IConstant
+        where TN : struct, IConstant
+        where TK : struct, IConstant
+    {
+        if (TM.Value < TN.Value)
+        {
+            TV f0 = TV.Broadcast(a[TK.Value]);
+            TV f1 = TM.Value > 1 ? TV.Broadcast(*(a + aRow + TK.Value)) : default;
+            TV f2 = TM.Value > 2 ? TV.Broadcast(*(a + twoRows + TK.Value)) : default;
+            AddColumn<TM>(f0, f1, f2, TV.Load(b + (TK.Value * ldb)), ref c00, ref c10, ref c20);
             if (TN.Value > 1)
             {
-                c01 = TV.Load(c + TV.Count);
+                AddColumn<TM>(f0, f1, f2, TV.Load(b + (TK.Value * ldb) + TV.Count), ref c01, ref c11, ref c21);
             }
 
             if (TN.Value > 2)
             {
-                c02 = TV.Load(c + (2 * TV.Count));
+                AddColumn<TM>(f0, f1, f2, TV.Load(b + (TK.Value * ldb) + (2 * TV.Count)), ref c02, ref c12, ref c22);
             }
 
             if (TN.Value > 3)
             {
-                c03 = TV.Load(c + (3 * TV.Count));
+                AddColumn<TM>(f0, f1, f2, TV.Load(b + (TK.Value * ldb) + (3 * TV.Count)), ref c03, ref c13, ref c23);
             }
 
-            if (TM.Value > 1)
-            {
-                c10 = TV.Load(c + ldc);
-
-                if (TN.Value > 1)
-                {
-                    c11 = TV.Load(c + ldc + TV.Count);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c12 = TV.Load(c + ldc + (2 * TV.Count));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c13 = TV.Load(c + ldc + (3 * TV.Count));
-                }
-            }
-
-            if (TM.Value > 2)
-            {
-                c20 = TV.Load(c + (2 * ldc));
-
-                if (TN.Value > 1)
-                {
-                    c21 = TV.Load(c + (2 * ldc) + TV.Count);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c22 = TV.Load(c + (2 * ldc) + (2 * TV.Count));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c23 = TV.Load(c + (2 * ldc) + (3 * TV.Count));
-                }
-            }
-
-            if (TM.Value > 3)
-            {
-                c30 = TV.Load(c + (3 * ldc));
-
-                if (TN.Value > 1)
-                {
-                    c31 = TV.Load(c + (3 * ldc) + TV.Count);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c32 = TV.Load(c + (3 * ldc) + (2 * TV.Count));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c33 = TV.Load(c + (3 * ldc) + (3 * TV.Count));
-                }
-            }
-
-            if (TM.Value > 4)
-            {
-                c40 = TV.Load(c + (4 * ldc));
-
-                if (TN.Value > 1)
-                {
-                    c41 = TV.Load(c + (4 * ldc) + TV.Count);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c42 = TV.Load(c + (4 * ldc) + (2 * TV.Count));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c43 = TV.Load(c + (4 * ldc) + (3 * TV.Count));
-                }
-            }
-
-            if (TM.Value > 5)
-            {
-                c50 = TV.Load(c + (5 * ldc));
-
-                if (TN.Value > 1)
-                {
-                    c51 = TV.Load(c + (5 * ldc) + TV.Count);
-                }
-
-                if (TN.Value > 2)
-                {
-                    c52 = TV.Load(c + (5 * ldc) + (2 * TV.Count));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c53 = TV.Load(c + (5 * ldc) + (3 * TV.Count));
-                }
-            }
+            return;
         }
 
-        nint twoRows = 2 * aRow;
-        for (nint k = tile->K, next = tile->Second.K; ; k = next, next = 0)
-        {
-            // Two pointers and two distances reach six rows: more of either would not fit the registers.
-            float* a3 = a + (3 * aRow);
-
-            // Bytes, and down to exactly 0: a step of 12 multiply-adds is 25 instructions so, else 27. Alone on a core both take the same time.
-            nint stepBytes = aStep * sizeof(float);
-            for (; k != 0; k--)
-            {
-                TV b0 = TV.Load(b);
-                TV b1 = TN.Value > 1 ? TV.Load(b + TV.Count) : default;
-                TV b2 = TN.Value > 2 ? TV.Load(b + (2 * TV.Count)) : default;
-                TV b3 = TN.Value > 3 ? TV.Load(b + (3 * TV.Count)) : default;
-                b += ldb;
-                TV f0 = TV.Broadcast(*a);
-                TV.AddProduct(f0, b0, ref c00);
-
-                if (TN.Value > 1)
-                {
-                    TV.AddProduct(f0, b1, ref c01);
-                }
-
-                if (TN.Value > 2)
-                {
-                    TV.AddProduct(f0, b2, ref c02);
-                }
-
-                if (TN.Value > 3)
-                {
-                    TV.AddProduct(f0, b3, ref c03);
-                }
-
-                if (TM.Value > 1)
-                {
-                    TV f1 = TV.Broadcast(a[aRow]);
-                    TV.AddProduct(f1, b0, ref c10);
-
-                    if (TN.Value > 1)
-                    {
-                        TV.AddProduct(f1, b1, ref c11);
-                    }
-
-                    if (TN.Value > 2)
-                    {
-                        TV.AddProduct(f1, b2, ref c12);
-                    }
-
-                    if (TN.Value > 3)
-                    {
-                        TV.AddProduct(f1, b3, ref c13);
-                    }
-                }
-
-                if (TM.Value > 2)
-                {
-                    TV f2 = TV.Broadcast(a[twoRows]);
-                    TV.AddProduct(f2, b0, ref c20);
-
-                    if (TN.Value > 1)
-                    {
-                        TV.AddProduct(f2, b1, ref c21);
-                    }
-
-                    if (TN.Value > 2)
-                    {
-                        TV.AddProduct(f2, b2, ref c22);
-                    }
-
-                    if (TN.Value > 3)
-                    {
-                        TV.AddProduct(f2, b3, ref c23);
-                    }
-                }
-
-                if (TM.Value > 3)
-                {
-                    TV f3 = TV.Broadcast(*a3);
-                    TV.AddProduct(f3, b0, ref c30);
-
-                    if (TN.Value > 1)
-                    {
-                        TV.AddProduct(f3, b1, ref c31);
-                    }
-
-                    if (TN.Value > 2)
-                    {
-                        TV.AddProduct(f3, b2, ref c32);
-                    }
-
-                    if (TN.Value > 3)
-                    {
-                        TV.AddProduct(f3, b3, ref c33);
-                    }
-                }
-
-                if (TM.Value > 4)
-                {
-                    TV f4 = TV.Broadcast(a3[aRow]);
-                    TV.AddProduct(f4, b0, ref c40);
-
-                    if (TN.Value > 1)
-                    {
-                        TV.AddProduct(f4, b1, ref c41);
-                    }
-
-                    if (TN.Value > 2)
-                    {
-                        TV.AddProduct(f4, b2, ref c42);
-                    }
-
-                    if (TN.Value > 3)
-                    {
-                        TV.AddProduct(f4, b3, ref c43);
-                    }
-                }
-
-                if (TM.Value > 5)
-                {
-                    TV f5 = TV.Broadcast(a3[twoRows]);
-                    TV.AddProduct(f5, b0, ref c50);
-
-                    if (TN.Value > 1)
-                    {
-                        TV.AddProduct(f5, b1, ref c51);
-                    }
-
-                    if (TN.Value > 2)
-                    {
-                        TV.AddProduct(f5, b2, ref c52);
-                    }
-
-                    if (TN.Value > 3)
-                    {
-                        TV.AddProduct(f5, b3, ref c53);
-                    }
-                }
-
-                a = (float*)((byte*)a + stepBytes);
-                a3 = (float*)((byte*)a3 + stepBytes);
-                if (AsksInside && Sse.IsSupported)
-                {
-                    Sse.Prefetch0((void*)line);
-                    line += lineStep;
-                }
-            }
-
-            if (next == 0)
-            {
-                break;
-            }
-
-            a = tile->Second.A;
-            aRow = tile->Second.ARow;
-            aStep = 1;
-            twoRows = 2 * aRow;
-            b = tile->Second.B;
-            ldb = tile->Second.BRow;
-            lineStep = 0;
-        }
-
-        float* x = tile->X;
-        if (x is not null)
-        {
-            float* w = tile->W;
-            TV w0 = TV.Broadcast(w is null ? 1 : w[0]);
-            c00 = TV.MultiplyAdd(w0, c00, TV.Load(x));
-
-            if (TN.Value > 1)
-            {
-                c01 = TV.MultiplyAdd(w0, c01, TV.Load(x + TV.Count));
-            }
-
-            if (TN.Value > 2)
-            {
-                c02 = TV.MultiplyAdd(w0, c02, TV.Load(x + (2 * TV.Count)));
-            }
-
-            if (TN.Value > 3)
-            {
-                c03 = TV.MultiplyAdd(w0, c03, TV.Load(x + (3 * TV.Count)));
-            }
-
-            if (TM.Value > 1)
-            {
-                TV w1 = TV.Broadcast(w is null ? 1 : w[1]);
-                c10 = TV.MultiplyAdd(w1, c10, TV.Load(x + ldc));
-
-                if (TN.Value > 1)
-                {
-                    c11 = TV.MultiplyAdd(w1, c11, TV.Load(x + ldc + TV.Count));
-                }
-
-                if (TN.Value > 2)
-                {
-                    c12 = TV.MultiplyAdd(w1, c12, TV.Load(x + ldc + (2 * TV.Count)));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c13 = TV.MultiplyAdd(w1, c13, TV.Load(x + ldc + (3 * TV.Count)));
-                }
-            }
-
-            if (TM.Value > 2)
-            {
-                TV w2 = TV.Broadcast(w is null ? 1 : w[2]);
-                c20 = TV.MultiplyAdd(w2, c20, TV.Load(x + (2 * ldc)));
-
-                if (TN.Value > 1)
-                {
-                    c21 = TV.MultiplyAdd(w2, c21, TV.Load(x + (2 * ldc) + TV.Count));
-                }
-
-                if (TN.Value > 2)
-                {
-                    c22 = TV.MultiplyAdd(w2, c22, TV.Load(x + (2 * ldc) + (2 * TV.Count)));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c23 = TV.MultiplyAdd(w2, c23, TV.Load(x + (2 * ldc) + (3 * TV.Count)));
-                }
-            }
-
-            if (TM.Value > 3)
-            {
-                TV w3 = TV.Broadcast(w is null ? 1 : w[3]);
-                c30 = TV.MultiplyAdd(w3, c30, TV.Load(x + (3 * ldc)));
-
-                if (TN.Value > 1)
-                {
-                    c31 = TV.MultiplyAdd(w3, c31, TV.Load(x + (3 * ldc) + TV.Count));
-                }
-
-                if (TN.Value > 2)
-                {
-                    c32 = TV.MultiplyAdd(w3, c32, TV.Load(x + (3 * ldc) + (2 * TV.Count)));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c33 = TV.MultiplyAdd(w3, c33, TV.Load(x + (3 * ldc) + (3 * TV.Count)));
-                }
-            }
-
-            if (TM.Value > 4)
-            {
-                TV w4 = TV.Broadcast(w is null ? 1 : w[4]);
-                c40 = TV.MultiplyAdd(w4, c40, TV.Load(x + (4 * ldc)));
-
-                if (TN.Value > 1)
-                {
-                    c41 = TV.MultiplyAdd(w4, c41, TV.Load(x + (4 * ldc) + TV.Count));
-                }
-
-                if (TN.Value > 2)
-                {
-                    c42 = TV.MultiplyAdd(w4, c42, TV.Load(x + (4 * ldc) + (2 * TV.Count)));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c43 = TV.MultiplyAdd(w4, c43, TV.Load(x + (4 * ldc) + (3 * TV.Count)));
-                }
-            }
-
-            if (TM.Value > 5)
-            {
-                TV w5 = TV.Broadcast(w is null ? 1 : w[5]);
-                c50 = TV.MultiplyAdd(w5, c50, TV.Load(x + (5 * ldc)));
-
-                if (TN.Value > 1)
-                {
-                    c51 = TV.MultiplyAdd(w5, c51, TV.Load(x + (5 * ldc) + TV.Count));
-                }
-
-                if (TN.Value > 2)
-                {
-                    c52 = TV.MultiplyAdd(w5, c52, TV.Load(x + (5 * ldc) + (2 * TV.Count)));
-                }
-
-                if (TN.Value > 3)
-                {
-                    c53 = TV.MultiplyAdd(w5, c53, TV.Load(x + (5 * ldc) + (3 * TV.Count)));
-                }
-            }
-        }
-
-        TV.Store(c00, c);
-
-        if (TN.Value > 1)
-        {
-            TV.Store(c01, c + TV.Count);
-        }
-
-        if (TN.Value > 2)
-        {
-            TV.Store(c02, c + (2 * TV.Count));
-        }
-
-        if (TN.Value > 3)
-        {
-            TV.Store(c03, c + (3 * TV.Count));
-        }
-
+        TV b0 = TV.Load(b + (TK.Value * ldb));
+        TV b1 = TN.Value > 1 ? TV.Load(b + (TK.Value * ldb) + TV.Count) : default;
+        TV b2 = TN.Value > 2 ? TV.Load(b + (TK.Value * ldb) + (2 * TV.Count)) : default;
+        TV b3 = TN.Value > 3 ? TV.Load(b + (TK.Value * ldb) + (3 * TV.Count)) : default;
+        AddRow<TN>(TV.Broadcast(a[TK.Value]), b0, b1, b2, b3, ref c00, ref c01, ref c02, ref c03);
         if (TM.Value > 1)
         {
-            TV.Store(c10, c + ldc);
-
-            if (TN.Value > 1)
-            {
-                TV.Store(c11, c + ldc + TV.Count);
-            }
-
-            if (TN.Value > 2)
-            {
-                TV.Store(c12, c + ldc + (2 * TV.Count));
-            }
-
-            if (TN.Value > 3)
-            {
-                TV.Store(c13, c + ldc + (3 * TV.Count));
-            }
+            AddRow<TN>(TV.Broadcast(*(a + aRow + TK.Value)), b0, b1, b2, b3, ref c10, ref c11, ref c12, ref c13);
         }
 
         if (TM.Value > 2)
         {
-            TV.Store(c20, c + (2 * ldc));
-
-            if (TN.Value > 1)
-            {
-                TV.Store(c21, c + (2 * ldc) + TV.Count);
-            }
-
-            if (TN.Value > 2)
-            {
-                TV.Store(c22, c + (2 * ldc) + (2 * TV.Count));
-            }
-
-            if (TN.Value > 3)
-            {
-                TV.Store(c23, c + (2 * ldc) + (3 * TV.Count));
-            }
+            AddRow<TN>(TV.Broadcast(*(a + twoRows + TK.Value)), b0, b1, b2, b3, ref c20, ref c21, ref c22, ref c23);
         }
 
         if (TM.Value > 3)
         {
-            TV.Store(c30, c + (3 * ldc));
-
-            if (TN.Value > 1)
-            {
-                TV.Store(c31, c + (3 * ldc) + TV.Count);
-            }
-
-            if (TN.Value > 2)
-            {
-                TV.Store(c32, c + (3 * ldc) + (2 * TV.Count));
-            }
-
-            if (TN.Value > 3)
-            {
-                TV.Store(c33, c + (3 * ldc) + (3 * TV.Count));
-            }
+            AddRow<TN>(TV.Broadcast(a3[TK.Value]), b0, b1, b2, b3, ref c30, ref c31, ref c32, ref c33);
         }
 
         if (TM.Value > 4)
         {
-            TV.Store(c40, c + (4 * ldc));
-
-            if (TN.Value > 1)
-            {
-                TV.Store(c41, c + (4 * ldc) + TV.Count);
-            }
-
-            if (TN.Value > 2)
-            {
-                TV.Store(c42, c + (4 * ldc) + (2 * TV.Count));
-            }
-
-            if (TN.Value > 3)
-            {
-                TV.Store(c43, c + (4 * ldc) + (3 * TV.Count));
-            }
+            AddRow<TN>(TV.Broadcast(*(a3 + aRow + TK.Value)), b0, b1, b2, b3, ref c40, ref c41, ref c42, ref c43);
         }
 
         if (TM.Value > 5)
         {
-            TV.Store(c50, c + (5 * ldc));
-
-            if (TN.Value > 1)
-            {
-                TV.Store(c51, c + (5 * ldc) + TV.Count);
-            }
-
-            if (TN.Value > 2)
-            {
-                TV.Store(c52, c + (5 * ldc) + (2 * TV.Count));
-            }
-
-            if (TN.Value > 3)
-            {
-                TV.Store(c53, c + (5 * ldc) + (3 * TV.Count));
-            }
+            AddRow<TN>(TV.Broadcast(*(a3 + twoRows + TK.Value)), b0, b1, b2, b3, ref c50, ref c51, ref c52, ref c53);
         }
     }
 
-    /// <summary>What a tile is made of: in one place, which is cheaper to hand on than as many arguments.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddRow<TN>(TV f, TV b0, TV b1, TV b2, TV b3, ref TV c0, ref TV c1, ref TV c2, ref TV c3)
+        where TN : struct, IConstant
+    {
+        TV.AddProduct(f, b0, ref c0);
+        if (TN.Value > 1)
+        {
+            TV.AddProduct(f, b1, ref c1);
+        }
+
+        if (TN.Value > 2)
+        {
+            TV.AddProduct(f, b2, ref c2);
+        }
+
+        if (TN.Value > 3)
+        {
+            TV.AddProduct(f, b3, ref c3);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddColumn<TM>(TV f0, TV f1, TV f2, TV b, ref TV c0, ref TV c1, ref TV c2)
+        where TM : struct, IConstant
+    {
+        TV.AddProduct(f0, b, ref c0);
+        if (TM.Value > 1)
+        {
+            TV.AddProduct(f1, b, ref c1);
+        }
+
+        if (TM.Value > 2)
+        {
+            TV.AddProduct(f2, b, ref c2);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void LoadRow<TI, TM, TN>(float* c, nint ldc, ref TV c0, ref TV c1, ref TV c2, ref TV c3)
+        where TI : struct, IConstant
+        where TM : struct, IConstant
+        where TN : struct, IConstant
+    {
+        if (TI.Value >= TM.Value)
+        {
+            return;
+        }
+
+        c0 = TV.Load(c + (TI.Value * ldc));
+        if (TN.Value > 1)
+        {
+            c1 = TV.Load(c + (TI.Value * ldc) + TV.Count);
+        }
+
+        if (TN.Value > 2)
+        {
+            c2 = TV.Load(c + (TI.Value * ldc) + (2 * TV.Count));
+        }
+
+        if (TN.Value > 3)
+        {
+            c3 = TV.Load(c + (TI.Value * ldc) + (3 * TV.Count));
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void AddScaledRow<TI, TM, TN>(float* w, float* x, nint ldc, ref TV c0, ref TV c1, ref TV c2, ref TV c3)
+        where TI : struct, IConstant
+        where TM : struct, IConstant
+        where TN : struct, IConstant
+    {
+        if (TI.Value >= TM.Value)
+        {
+            return;
+        }
+
+        TV factor = TV.Broadcast(w is null ? 1 : w[TI.Value]);
+        c0 = TV.MultiplyAdd(factor, c0, TV.Load(x + (TI.Value * ldc)));
+        if (TN.Value > 1)
+        {
+            c1 = TV.MultiplyAdd(factor, c1, TV.Load(x + (TI.Value * ldc) + TV.Count));
+        }
+
+        if (TN.Value > 2)
+        {
+            c2 = TV.MultiplyAdd(factor, c2, TV.Load(x + (TI.Value * ldc) + (2 * TV.Count)));
+        }
+
+        if (TN.Value > 3)
+        {
+            c3 = TV.MultiplyAdd(factor, c3, TV.Load(x + (TI.Value * ldc) + (3 * TV.Count)));
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static void StoreRow<TI, TM, TN>(float* c, nint ldc, TV c0, TV c1, TV c2, TV c3)
+        where TI : struct, IConstant
+        where TM : struct, IConstant
+        where TN : struct, IConstant
+    {
+        if (TI.Value >= TM.Value)
+        {
+            return;
+        }
+
+        TV.Store(c0, c + (TI.Value * ldc));
+        if (TN.Value > 1)
+        {
+            TV.Store(c1, c + (TI.Value * ldc) + TV.Count);
+        }
+
+        if (TN.Value > 2)
+        {
+            TV.Store(c2, c + (TI.Value * ldc) + (2 * TV.Count));
+        }
+
+        if (TN.Value > 3)
+        {
+            TV.Store(c3, c + (TI.Value * ldc) + (3 * TV.Count));
+        }
+    }
+
+    /// <summary>What tiles below each other are made of, beginning with the next: in one place, which is cheaper to hand on than as many arguments.</summary>
     private struct TileArguments
     {
         public nint K;
@@ -758,8 +573,8 @@ internal static unsafe class MicroKernel<TV>
         public nint CRow;
         public float* X;
         public float* W;
-        public nint Line;
-        public nint LineStep;
+        public nint Count;
+        public LinesAhead* Ahead;
         public Factors Second;
         public bool Accumulates;
     }

@@ -45,7 +45,7 @@ internal static unsafe class SimdBlas<TV>
     {
         if (ahead is not null)
         {
-            ahead->Expect(Tiles(rows, n));
+            ahead->Expect(MicroKernel<TV>.Tiles(rows, n));
         }
 
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
@@ -60,11 +60,7 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
-    /// <summary>Tiles of a product of the micro-kernel.</summary>
-    public static nint Tiles(int rows, int columns) =>
-        LinearLayout.Pieces(rows, MicroKernel<TV>.Rows) * (nint)LinearLayout.Pieces(columns, MicroKernel<TV>.Columns);
-
-    /// <summary>What rows of a tile see beyond what its first one sees.</summary>
+    /// <summary>What rows of a block see beyond what its first one sees.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void AddRagged(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
     {
@@ -83,7 +79,7 @@ internal static unsafe class SimdBlas<TV>
         }
     }
 
-    /// <summary>True when each row of a tile sees one more than the row before it, as it is nearly always.</summary>
+    /// <summary>True when each row of a block sees one more than the row before it, as it is nearly always.</summary>
     private static bool IsStair(int* seen) =>
         seen[1] - seen[0] == 1 && seen[2] - seen[1] == 1 && seen[3] - seen[2] == 1 && seen[4] - seen[3] == 1 && seen[5] - seen[4] == 1;
 

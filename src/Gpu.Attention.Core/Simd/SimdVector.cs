@@ -13,7 +13,10 @@ internal unsafe interface ISimdVector<TSelf>
     /// <summary>Lanes.</summary>
     static abstract int Count { get; }
 
-    /// <summary>Columns of the micro-kernel's tile in vectors: as many accumulators as the registers of this width hold.</summary>
+    /// <summary>Sums that the micro-kernel's tile keeps: as many as the registers of this width hold beside its factors.</summary>
+    static abstract int TileSums { get; }
+
+    /// <summary>Vectors that the tile is wide at most: four, or two where a multiply-add that is not fused wants a register besides.</summary>
     static abstract int TileVectors { get; }
 
     static abstract TSelf Load(float* source);
@@ -70,6 +73,8 @@ internal unsafe struct V512(Vector512<float> value) : ISimdVector<V512>
     private Vector512<float> _value = value;
 
     public static int Count => 16;
+
+    public static int TileSums => 24;
 
     public static int TileVectors => 4;
 
@@ -140,7 +145,9 @@ internal unsafe struct V256(Vector256<float> value) : ISimdVector<V256>
 
     public static int Count => 8;
 
-    public static int TileVectors => 2;
+    public static int TileSums => 12;
+
+    public static int TileVectors => 4;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V256 Load(float* source) => new(Vector256.Load(source));
@@ -209,6 +216,8 @@ internal unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
 
     public static int Count => 4;
 
+    public static int TileSums => 12;
+
     public static int TileVectors => 2;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
@@ -276,11 +285,13 @@ internal unsafe struct V128(Vector128<float> value) : ISimdVector<V128>
 }
 
 /// <summary>One float: the form for machines, and settings, without vector instructions.</summary>
-internal readonly unsafe struct V32(float value) : ISimdVector<V32>
+internal unsafe struct V32(float value) : ISimdVector<V32>
 {
-    private readonly float _value = value;
+    private float _value = value;
 
     public static int Count => 1;
+
+    public static int TileSums => 12;
 
     public static int TileVectors => 2;
 
@@ -306,7 +317,7 @@ internal readonly unsafe struct V32(float value) : ISimdVector<V32>
     public static V32 MultiplyAdd(V32 left, V32 right, V32 addend) => new((left._value * right._value) + addend._value);
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
-    public static void AddProduct(V32 left, V32 right, ref V32 sum) => sum = MultiplyAdd(left, right, sum);
+    public static void AddProduct(V32 left, V32 right, ref V32 sum) => sum._value += left._value * right._value;
 
     [MethodImpl(MethodImplOptions.AggressiveInlining)]
     public static V32 Max(V32 left, V32 right) => left._value > right._value ? left : right;
