@@ -38,16 +38,26 @@ internal static class EngineRun
         bool inPlace = ReferenceEquals(initialState, finalState);
         using PlacedState? separate = finalState is null || inPlace ? null : new PlacedState(memory, finalState, hasContent: false);
         PlacedState? final = inPlace ? initial : separate;
-        engine.Forward(problem, new AttentionBuffers
+        try
         {
-            Query = TensorBuffer.Dense(Stored(q, shape.QueryElements), shape.QueryLength, shape.Heads, shape.KeyDimension),
-            Key = TensorBuffer.Dense(Stored(k, shape.KeyElements), shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
-            Value = TensorBuffer.Dense(Stored(v, shape.ValueElements), shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
-            Output = TensorBuffer.Dense(Stored(o, shape.OutputElements), shape.QueryLength, shape.Heads, shape.ValueDimension),
-            InitialState = initial?.Buffers ?? default,
-            FinalState = final?.Buffers ?? default,
-            Workspace = workspace.Region,
-        });
+            engine.Forward(problem, new AttentionBuffers
+            {
+                Query = TensorBuffer.Dense(Stored(q, shape.QueryElements), shape.QueryLength, shape.Heads, shape.KeyDimension),
+                Key = TensorBuffer.Dense(Stored(k, shape.KeyElements), shape.KeyLength, shape.KeyHeads, shape.KeyDimension),
+                Value = TensorBuffer.Dense(Stored(v, shape.ValueElements), shape.KeyLength, shape.KeyHeads, shape.ValueDimension),
+                Output = TensorBuffer.Dense(Stored(o, shape.OutputElements), shape.QueryLength, shape.Heads, shape.ValueDimension),
+                InitialState = initial?.Buffers ?? default,
+                FinalState = final?.Buffers ?? default,
+                Workspace = workspace.Region,
+            });
+        }
+        catch when (inPlace)
+        {
+            // What a call leaves that throws.
+            final?.CopyTo(finalState!);
+            throw;
+        }
+
         foreach (PlacedBuffer buffer in new[] { q, k, v, o, workspace })
         {
             buffer.Refresh();

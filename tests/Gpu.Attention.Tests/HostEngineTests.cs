@@ -214,6 +214,88 @@ public sealed class HostEngineTests : EngineLaws
         }
     }
 
+    // Chains that are more than threads, and not so many that each may keep its own: some stretches of keys, and bidirectional some of queries.
+    [Theory]
+    [InlineData("favor+", true, 1, 6, 700, 700, 2, 6)]
+    [InlineData("favor+", true, 2, 6, 700, 700, 3, 6)]
+    [InlineData("favor+", true, 3, 2, 600, 600, 2, 5)]
+    [InlineData("favor+", true, 1, 14, 2100, 2100, 2, 4)]
+    [InlineData("favor+", false, 1, 6, 700, 300, 2, 9)]
+    [InlineData("favor+", false, 3, 4, 0, 300, 3, 4)]
+    [InlineData("favor+", false, 1, 6, 700, 0, 2, 6)]
+    [InlineData("elu", true, 1, 12, 700, 700, 2, 6)]
+    [InlineData("elu", false, 3, 4, 200, 700, 2, 8)]
+    [InlineData("elu", true, 1, 8, 700, 700, 2, 6)]
+    [InlineData("elu", true, 1, 14, 700, 700, 7, 6)]
+    public void Threads_that_hand_chains_to_each_other_change_no_bit(
+        string map, bool causal, int batch, int keyHeads, int keyLength, int queryLength, int degree, int stretches)
+    {
+        var shape = new AttentionShape(batch, queryLength, keyLength, 2 * keyHeads, keyHeads, 13, 20);
+        AttentionProblem problem = Maps.Problem(map, shape, causal);
+        var layout = new LinearLayout(problem, degree, 8);
+        Assert.True(layout.ByRelay);
+        Assert.Equal(stretches, layout.Stretches);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 83);
+        AttentionState one = EngineRun.State(problem);
+        EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, null, one);
+        float[] expected = EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, one, one);
+        AttentionState many = EngineRun.State(problem);
+        EngineRun.Forward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, null, many);
+        SameBits(expected, EngineRun.Forward(new SimdEngine(degree), EngineMemory.Host, problem, q, k, v, many, many));
+        SameBits(one.Sums, many.Sums);
+        SameBits(one.LogScale, many.LogScale);
+        SameBits(one.Normalizers, many.Normalizers);
+    }
+
+    // A function holds the thread that calls it first, which has half of the chains, until the other has come far with its own. Then it fails, or is held in the next stretch until the other has a share of
+    // what is left.
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_thread_that_falls_behind_leaves_chains_to_others_and_one_that_fails_stops_them(bool fails)
+    {
+        const int Length = 700;
+        const int Dimension = 13;
+        const int HalfTheCalls = 4 * Length * 2 * Dimension;
+        const int CallsOfStretch = 4 * 128 * 2 * Dimension;
+        var shape = new AttentionShape(1, Length, 8, Dimension);
+        (int first, int firsts, int others) = (0, 0, 0);
+        bool isArmed = false;
+        float Slow(float x)
+        {
+            int thread = Environment.CurrentManagedThreadId;
+            if (isArmed && Interlocked.CompareExchange(ref first, thread, 0) is int before && (before == 0 || before == thread))
+            {
+                int wanted = ++firsts == 1 ? HalfTheCalls / 2 : firsts > CallsOfStretch ? HalfTheCalls + 1 : 0;
+                SpinWait.SpinUntil(() => Volatile.Read(ref others) >= wanted, TimeSpan.FromSeconds(60));
+                return fails ? throw new FormatException("my own") : MathF.Abs(x);
+            }
+
+            Interlocked.Increment(ref others);
+            return MathF.Abs(x);
+        }
+
+        var problem = new AttentionProblem { Shape = shape, Features = FeatureMap.FromFunction("slow", Slow).Lower(Dimension, 1), Causal = true, Normalize = true, Scale = 1 };
+        Assert.True(new LinearLayout(problem, 2, 8).ByRelay);
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 84);
+        AttentionState before = EngineRun.State(problem);
+        EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, null, before);
+        AttentionState state = before.Fork();
+        (others, isArmed) = (0, true);
+        if (fails)
+        {
+            Assert.Throws<FormatException>(() => EngineRun.Forward(new SimdEngine(2), EngineMemory.Host, problem, q, k, v, state, state));
+            SameBits(before.Sums, state.Sums);
+            SameBits(before.Normalizers, state.Normalizers);
+            return;
+        }
+
+        float[] output = EngineRun.Forward(new SimdEngine(2), EngineMemory.Host, problem, q, k, v, state, state);
+        Assert.True(others > HalfTheCalls, $"The other thread made {others} calls.");
+        SameBits(EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, before, before), output);
+        SameBits(before.Sums, state.Sums);
+    }
+
     // The state stands far above the first key of the second chunk, others of it do not, and a late one cuts the chunk: only there.
     [Theory]
     [InlineData(1)]

@@ -68,6 +68,116 @@ public sealed unsafe class SimdTests
         softmax.Forward<float>(new AttentionShape(65536, 0, 65536, 1), [], [], [], []);
     }
 
+    // Free chains side by side that are furthest behind, and no more than a thread's share of those that are not far ahead.
+    [Fact]
+    public void A_relay_hands_out_the_chains_that_are_furthest_behind_and_none_twice() =>
+        Law.ForAll(400, 1, random => (Together: 1 << random.Next(0, 2), Groups: random.Next(1, 7), Stretches: random.Next(1, 9), Threads: random.Next(1, 5), Seed: random.NextWord()), s =>
+        {
+            var random = new SeededRandom(s.Seed);
+            var relay = new ChainRelay();
+            relay.Start(40, 4, 3, 2);
+            Assert.True(relay.TryTake(out _, out _, out _));
+            int chains = s.Groups * s.Together;
+            relay.Start(chains, s.Together, s.Threads, s.Stretches);
+            int[] next = new int[chains];
+            bool[] isTaken = new bool[chains];
+            var held = new List<(int First, int Count)>();
+            while (true)
+            {
+                // With one chain each, or none left to hand on, there is nothing to wait for.
+                bool isLeft = Enumerable.Range(0, chains).Any(i => !isTaken[i] && next[i] < s.Stretches);
+                bool waits = !isLeft && Enumerable.Range(0, chains).Count(i => isTaken[i] && next[i] < s.Stretches) > held.Count;
+                if (held.Count < s.Threads && !waits && relay.TryTake(out int first, out int count, out int stretch) is bool isGiven && (isGiven || isLeft))
+                {
+                    Assert.True(isGiven);
+                    int[] free = [.. Enumerable.Range(0, chains).Where(i => !isTaken[i])];
+                    Assert.Equal(free.Min(i => next[i]), stretch);
+                    Assert.InRange(first, 0, chains - count);
+                    Assert.Equal(0, first % count);
+                    Assert.True(count <= s.Together && int.IsPow2(count));
+                    Assert.True(count == 1 || count * s.Threads <= Enumerable.Range(0, chains).Count(i => next[i] <= stretch + 1 && (isTaken[i] || next[i] < s.Stretches)));
+                    for (int i = first; i < first + count; i++)
+                    {
+                        Assert.False(isTaken[i]);
+                        Assert.Equal(stretch, next[i]++);
+                        isTaken[i] = true;
+                    }
+
+                    held.Add((first, count));
+                }
+                else if (held.Count > 0)
+                {
+                    // Whoever is last in this list is slow.
+                    int returned = random.Next(0, 3) == 0 ? held.Count - 1 : 0;
+                    (first, count) = held[returned];
+                    held.RemoveAt(returned);
+                    Array.Clear(isTaken, first, count);
+                    relay.Return(first, count);
+                }
+                else
+                {
+                    break;
+                }
+            }
+
+            Assert.All(next, n => Assert.Equal(s.Stretches, n));
+        });
+
+    [Fact]
+    public void A_relay_lets_a_thread_take_all_that_it_can_until_another_waits_for_a_share()
+    {
+        var relay = new ChainRelay();
+        relay.Start(8, 4, 2, 5);
+        Assert.Equal((0, 4, 0), Take(relay));
+        for (int stretch = 0; stretch < 3; stretch++)
+        {
+            Assert.Equal((4, 4, stretch), Take(relay));
+            relay.Return(4, 4);
+        }
+
+        // The first comes late: three stretches behind, it leaves half of its chains to the second.
+        relay.Return(0, 4);
+        Assert.Equal((0, 2, 1), Take(relay));
+        Assert.Equal((2, 2, 1), Take(relay));
+    }
+
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public void A_relay_lets_a_thread_wait_while_another_has_several(bool fails)
+    {
+        var relay = new ChainRelay();
+        relay.Start(4, 2, 2, 3);
+        Assert.Equal((0, 2, 0), Take(relay));
+        for (int stretch = 0; stretch < 3; stretch++)
+        {
+            Assert.Equal((2, 2, stretch), Take(relay));
+            relay.Return(2, 2);
+        }
+
+        (int, int, int) taken = default;
+        var thread = new Thread(() => taken = Take(relay)) { IsBackground = true };
+        thread.Start();
+        Assert.True(SpinWait.SpinUntil(() => thread.ThreadState.HasFlag(ThreadState.WaitSleepJoin), TimeSpan.FromSeconds(60)));
+        if (fails)
+        {
+            relay.Stop();
+            Assert.True(thread.Join(TimeSpan.FromSeconds(60)));
+            Assert.Equal((-1, 0, 3), taken);
+            relay.Return(0, 2);
+            Assert.Equal((-1, 0, 1), Take(relay));
+        }
+        else
+        {
+            relay.Return(0, 2);
+            Assert.True(thread.Join(TimeSpan.FromSeconds(60)));
+            Assert.Equal((0, 1, 1), taken);
+            Assert.Equal((1, 1, 1), Take(relay));
+        }
+    }
+
+    private static (int First, int Count, int Stretch) Take(ChainRelay relay) => relay.TryTake(out int first, out int count, out int stretch) ? (first, count, stretch) : (-1, 0, stretch);
+
     // Vectors that the processor does not have are made of those that it has: what is wrong at a width is wrong on every machine.
     private static void AtEveryWidth<TCheck>()
         where TCheck : ICheck

@@ -10,12 +10,13 @@ namespace Gpu.Attention;
 internal unsafe partial class LinearForward<TV>
 {
     /// <summary>Every block that reads nothing but a state, of the chains that a thread takes together.</summary>
-    private void ReadStateBlocks(long firstChain, long firstState, in Scratch scratch)
+    private void ReadStateBlocks(long firstChain, int chains, long firstState, int from, int to, in Scratch scratch)
     {
         (int block, int end) = BlocksOf(Place(firstChain), -1);
-        for (; block < end; block++)
+        end = (int)Math.Min(end, block + (long)to);
+        for (block += from; block < end; block++)
         {
-            for (int i = 0; i < _layout.ChainsTogether; i++)
+            for (int i = 0; i < chains; i++)
             {
                 ReadState(firstChain + i, BlockAt(block), StateAt(firstState + i), scratch);
             }

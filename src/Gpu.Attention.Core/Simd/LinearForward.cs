@@ -13,6 +13,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     /// <summary>What lucidrains adds to each summed key feature of a causal normaliser.</summary>
     private const float LucidrainsNormalizerOffset = 1e-6f;
 
+    private readonly ChainRelay _relay = new();
     private Phase _phase;
     private int _firstChunk;
     private int _chunks;
@@ -26,6 +27,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     {
         Stabilize,
         Chain,
+        Relay,
         First,
         Reduce,
         Scan,
@@ -61,7 +63,16 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         }
         else if (_layout.ByChain)
         {
-            Do(Phase.Chain, _layout.Chains / _layout.ChainsTogether);
+            if (_layout.ByRelay)
+            {
+                _relay.Start((int)_layout.Chains, _layout.ChainsTogether, loop.Degree, _layout.Stretches);
+                Do(Phase.Relay, loop.Degree);
+                Do(Phase.Export, _layout.Chains);
+            }
+            else
+            {
+                Do(Phase.Chain, _layout.Chains / _layout.ChainsTogether);
+            }
         }
         else
         {
@@ -81,7 +92,16 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
                 Stabilize(item, KeysAt(_layout.ByChain ? slot : item * _layout.BlockChunks), scratch);
                 break;
             case Phase.Chain:
-                RunChains(item * _layout.ChainsTogether, slot, scratch);
+                long states = (long)slot * _layout.ChainsTogether;
+                RunChains(item * _layout.ChainsTogether, _layout.ChainsTogether, states, 0, _layout.Stretches, slot, scratch);
+                for (int i = 0; i < _layout.ChainsTogether; i++)
+                {
+                    Export((item * _layout.ChainsTogether) + i, StateAt(states + i));
+                }
+
+                break;
+            case Phase.Relay:
+                RunRelay(slot, scratch);
                 break;
             case Phase.First when HasChunk(item, out long chain, out int chunk):
                 FindFirst(chain, chunk, KeysAt(item), scratch);
@@ -158,23 +178,40 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         Do(Phase.Export, _layout.Chains);
     }
 
-    /// <summary>Chains of one sequence that a thread has to itself.</summary>
-    private void RunChains(long first, int slot, in Scratch scratch)
+    private void RunRelay(int slot, in Scratch scratch)
+    {
+        try
+        {
+            while (_relay.TryTake(out int first, out int count, out int stretch))
+            {
+                RunChains(first, count, first, stretch, stretch + 1, slot, scratch);
+                _relay.Return(first, count);
+            }
+        }
+        catch
+        {
+            _relay.Stop();
+            throw;
+        }
+    }
+
+    /// <summary>Some stretches of chains of one sequence that a thread takes side by side.</summary>
+    private void RunChains(long first, int chains, long states, int stretch, int endStretch, int slot, in Scratch scratch)
     {
         int place = Place(first);
-        int chains = _layout.ChainsTogether;
-        long states = (long)slot * chains;
-        for (int i = 0; i < chains; i++)
+        for (int i = 0; i < chains && stretch == 0; i++)
         {
             Import(first + i, StateAt(states + i));
         }
 
-        if (_problem.Causal)
+        if (_problem.Causal && stretch == 0)
         {
-            ReadStateBlocks(first, states, scratch);
+            ReadStateBlocks(first, chains, states, 0, int.MaxValue, scratch);
         }
 
-        for (int chunk = 0; chunk < KeyChunks(place); chunk++)
+        int endKeys = Math.Min(endStretch, _layout.KeyStretches);
+        int endChunk = (int)Math.Min(KeyChunks(place), (long)endKeys * _layout.StretchChunks);
+        for (int chunk = stretch * _layout.StretchChunks; chunk < endChunk; chunk++)
         {
             for (int i = 0; i < chains; i++)
             {
@@ -182,14 +219,11 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             }
         }
 
-        if (!_problem.Causal)
+        int firstQueries = Math.Max(stretch - _layout.KeyStretches, 0);
+        int endQueries = endStretch - _layout.KeyStretches;
+        if (!_problem.Causal && endQueries > 0)
         {
-            ReadStateBlocks(first, states, scratch);
-        }
-
-        for (int i = 0; i < chains; i++)
-        {
-            Export(first + i, StateAt(states + i));
+            ReadStateBlocks(first, chains, states, firstQueries * _layout.StretchChunks, endQueries * _layout.StretchChunks, scratch);
         }
     }
 

@@ -4,7 +4,7 @@ namespace Gpu.Attention;
 
 /// <summary>Sizes and places of everything that a linear forward pass keeps in its workspace, in floats.</summary>
 /// <remarks>
-/// A chain is one key head of one sequence. Many chains run side by side, each chunk after chunk in one thread's scratch memory. Few
+/// A chain is one key head of one sequence. Many chains run side by side, each chunk after chunk in one thread's scratch memory, all in the same thread or a stretch of them in whichever is free. Few
 /// chains are spread over threads by chunks: a block of chunks is reduced in parallel, scanned, and read in parallel. Both orders do the
 /// same arithmetic. With a <see cref="SequencePlan"/> lengths differ; sizes are the longest's.
 /// </remarks>
@@ -18,6 +18,15 @@ internal readonly struct LinearLayout
 
     /// <summary>Cache lines of a row that a product takes whole.</summary>
     private const int LongestRow = 4;
+
+    /// <summary>The least chunks of a stretch: what changes its thread has to be brought to another core's cache.</summary>
+    private const int LeastStretch = 2;
+
+    /// <summary>Stretches, over all its chains, that a thread takes of long chains.</summary>
+    private const int StretchesOfThread = 32;
+
+    /// <summary>The most floats of states that threads hand to each other: all are kept at once then.</summary>
+    private const long RelayStates = 1 << 23;
 
     /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
     private const int ChunksPerThread = 8;
@@ -69,7 +78,15 @@ internal readonly struct LinearLayout
             ChainsTogether *= 2;
         }
 
-        StateCount = ByChain ? (long)degree * ChainsTogether : Chains;
+        // Where lengths differ, whole chains come longest first.
+        bool suitsRelay = ByChain && isEven && !ByToken && Chains * StateFloats <= RelayStates && ChainRelay.Suits(Chains, ChainsTogether, degree);
+        int reach = problem.Causal ? KeyChunks : Math.Max(KeyChunks, QueryBlocks);
+        int stretches = suitsRelay ? (int)Math.Max(1, StretchesOfThread * (long)degree / (Chains / ChainsTogether)) : 1;
+        StretchChunks = Math.Max(LeastStretch, Pieces(reach, stretches));
+        ByRelay = suitsRelay && reach > StretchChunks;
+        KeyStretches = Math.Max(1, Pieces(KeyChunks, StretchChunks));
+        Stretches = KeyStretches + (problem.Causal ? 0 : Pieces(QueryBlocks, StretchChunks));
+        StateCount = ByChain && !ByRelay ? (long)degree * ChainsTogether : Chains;
         KeysCount = ByChain ? degree : Chains * BlockChunks;
         StabilizerFloats = Line(Chains);
         Bytes = ((Slots * ScratchFloats) + (StateCount * StateFloats) + (KeysCount * KeysFloats) + StabilizerFloats) * sizeof(float);
@@ -105,8 +122,19 @@ internal readonly struct LinearLayout
     /// <summary>Blocks of queries of the sequence that has most.</summary>
     public int QueryBlocks { get; }
 
-    /// <summary>True when each chain runs in one thread.</summary>
+    /// <summary>True when each chain runs in one thread, or in one after the other.</summary>
     public bool ByChain { get; }
+
+    /// <summary>True when threads hand chains to each other after each stretch.</summary>
+    public bool ByRelay { get; }
+
+    /// <summary>Chunks of a stretch.</summary>
+    public int StretchChunks { get; }
+
+    public int KeyStretches { get; }
+
+    /// <summary>Those of the keys, and behind them those of queries that read all keys.</summary>
+    public int Stretches { get; }
 
     /// <summary>
     /// Heads of a sequence that a thread takes through it side by side, chunk by chunk, where their states are small: their rows lie side by side too, and what a memory page
