@@ -12,26 +12,43 @@ namespace Gpu.Attention.Benchmarks;
 /// </summary>
 internal static class Company
 {
-    private const int Tokens = 128;
+    private const int DefaultTokens = 128;
+    private const int MaxTokens = 1 << 20;
+    private const int MaxHeads = 1 << 10;
     private const double PeakSeconds = 5e-4;
     private const double DefaultSeconds = 10;
-
-    private static readonly (string Map, bool Backward)[] Cases =
-        [(MapNames.Favor, false), (MapNames.Elu, false), (MapNames.Exact, false), (MapNames.Favor, true), (MapNames.Elu, true), (MapNames.Exact, true)];
+    private const string DefaultCases = "favor-causal,elu-causal,softmax-causal,favor-causal-training,elu-causal-training,softmax-causal-training";
+    private const string Usage = "usage: company [SECONDS] [--cases MAP-DIRECTION[-training],…] [--tokens N] [--heads N] [--beside DIRECTORY]";
 
     public static int Run(string[] args)
     {
         double seconds = DefaultSeconds;
-        string[] rest = args;
-        if (rest is [string text, ..] && double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out double given))
+        Queue<string> rest = new(args);
+        if (rest.TryPeek(out string? text) && double.TryParse(text, NumberStyles.Float, CultureInfo.InvariantCulture, out double given))
         {
-            (seconds, rest) = (given, rest[1..]);
+            seconds = given;
+            rest.Dequeue();
         }
 
-        string? other = rest is ["--beside", { Length: > 0 } directory] ? Path.GetFullPath(directory) : null;
-        if (!(double.IsFinite(seconds) && seconds > 0) || (rest.Length > 0 && other is null))
+        (int tokens, int heads) = (DefaultTokens, 1);
+        string? other = null;
+        bool isRight = CaseName.TryParseList(DefaultCases, out CaseName[] cases) && double.IsFinite(seconds) && seconds > 0;
+        while (isRight && rest.TryDequeue(out string? option))
         {
-            Console.Error.WriteLine("usage: company [SECONDS] [--beside DIRECTORY]");
+            string value = rest.TryDequeue(out string? next) ? next : "";
+            isRight = option switch
+            {
+                "--cases" => CaseName.TryParseList(value, out cases),
+                "--tokens" => TryParse(value, MaxTokens, out tokens),
+                "--heads" => TryParse(value, MaxHeads, out heads),
+                "--beside" => value.Length > 0 && (other = Path.GetFullPath(value)).Length > 0,
+                _ => false,
+            };
+        }
+
+        if (!isRight)
+        {
+            Console.Error.WriteLine(Usage);
             return 2;
         }
 
@@ -43,17 +60,13 @@ internal static class Company
             return 2;
         }
 
+        string[] names = [.. cases.Select(c => c.ToString())];
+        Series[] here = [.. Open(names, tokens, heads).Select(call => new Series(call, tokens * heads))];
+        Series[] beside = other is null ? [] : [.. new OtherBuild(other).Open(names, tokens, heads).Select(call => new Series(call, tokens * heads))];
         Console.WriteLine(Machine.Describe());
         Console.WriteLine();
         Console.WriteLine("| | calls | fastest hundredth | tenth | median | slowest tenth |");
         Console.WriteLine("| --- | ---: | ---: | ---: | ---: | ---: |");
-        Series[] here = [.. Cases.Select(c => new Series(Open(c.Map, c.Backward)))];
-        Series[] beside = [];
-        if (other is not null)
-        {
-            Func<string, bool, Action> open = new OtherBuild(other).Opener();
-            beside = [.. Cases.Select(c => new Series(open(c.Map, c.Backward)))];
-        }
 
         var peaks = new List<double>();
         long start = Stopwatch.GetTimestamp();
@@ -78,7 +91,7 @@ internal static class Company
 
         for (int i = 0; i < here.Length; i++)
         {
-            string name = $"{Name(i)}, ns a token";
+            string name = $"{names[i]}, ns a token{(heads == 1 ? "" : " of a head")}";
             Write(name, here[i].Nanoseconds);
             if (other is not null)
             {
@@ -89,23 +102,22 @@ internal static class Company
         Write("multiply-add peak, GFLOP/s", [.. peaks.Select(p => -p)]);
         if (other is not null)
         {
-            WritePairs(here, beside);
+            WritePairs(names, here, beside);
         }
 
         return 0;
     }
 
-    /// <summary>A call of a map's causal operator, ready to be timed. One head and few tokens: a call is to be shorter than what it is to show.</summary>
-    internal static Action Open(string map, bool backward)
+    /// <summary>Calls of cases, ready to be timed.</summary>
+    internal static Action[] Open(string[] names, int tokens, int heads)
     {
-        AttentionShape shape = ReportTensors.Shape(Tokens, heads: 1);
-        var tensors = new ReportTensors(Tokens, heads: 1);
-        var attention = new ReportOperator(ComputeDevice.Open(DeviceKind.Cpu), map, causal: true);
-        attention.Forward(shape, tensors);
-        return backward ? () => attention.Backward(shape, tensors) : () => attention.Forward(shape, tensors);
+        AttentionShape shape = ReportTensors.Shape(tokens, heads);
+        var tensors = new ReportTensors(tokens, heads);
+        ComputeDevice device = ComputeDevice.Open(DeviceKind.Cpu);
+        return [.. names.Select(name => CaseName.Parse(name)!.Open(device, shape, tensors))];
     }
 
-    private static string Name(int i) => $"{MapNames.Of(Cases[i].Map)}, causal{(Cases[i].Backward ? ", backward" : "")}";
+    private static bool TryParse(string text, int most, out int count) => int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out count) && count > 0 && count <= most;
 
     // Rates come negative, so that the fastest come first.
     private static void Write(string name, IEnumerable<double> samples)
@@ -117,7 +129,7 @@ internal static class Company
     }
 
     // Pairs are told apart by their sum, which favours neither build.
-    private static void WritePairs(Series[] here, Series[] beside)
+    private static void WritePairs(string[] names, Series[] here, Series[] beside)
     {
         Console.WriteLine();
         Console.WriteLine("| this build's time to the other's, medians of pairs | the fastest quarter | all | the slowest quarter |");
@@ -128,14 +140,14 @@ internal static class Company
             int quarter = (pairs.Length + 3) / 4;
             double Ratio(Range range) => At([.. pairs[range].Select(pair => pair.Here / pair.Beside).Order()], 0.5);
             Console.WriteLine(string.Create(
-                CultureInfo.InvariantCulture, $"| {Name(i)} | {Ratio(..quarter):0.000} | {Ratio(..):0.000} | {Ratio(^quarter..):0.000} |"));
+                CultureInfo.InvariantCulture, $"| {names[i]} | {Ratio(..quarter):0.000} | {Ratio(..):0.000} | {Ratio(^quarter..):0.000} |"));
         }
     }
 
     private static double At(double[] sorted, double share) => sorted[(int)(share * (sorted.Length - 1))];
 
     /// <summary>The times of one build's calls.</summary>
-    private sealed class Series(Action call)
+    private sealed class Series(Action call, long tokens)
     {
         public List<double> Nanoseconds { get; } = [];
 
@@ -144,9 +156,9 @@ internal static class Company
             call();
             long begin = Stopwatch.GetTimestamp();
             call();
-            
+
             // A TimeSpan's ticks of 100 ns would show.
-            Nanoseconds.Add((Stopwatch.GetTimestamp() - begin) * (1e9 / Stopwatch.Frequency) / Tokens);
+            Nanoseconds.Add((Stopwatch.GetTimestamp() - begin) * (1e9 / Stopwatch.Frequency) / tokens);
         }
     }
 
@@ -155,10 +167,10 @@ internal static class Company
     {
         public static readonly string[] Libraries = ["Gpu.Attention", "Gpu.Attention.Core"];
 
-        public Func<string, bool, Action> Opener()
+        public Action[] Open(string[] names, int tokens, int heads)
         {
             Type company = LoadFromAssemblyPath(typeof(Company).Assembly.Location).GetType(typeof(Company).FullName!, throwOnError: true)!;
-            return company.GetMethod(nameof(Open), BindingFlags.Static | BindingFlags.NonPublic)!.CreateDelegate<Func<string, bool, Action>>();
+            return company.GetMethod(nameof(Company.Open), BindingFlags.Static | BindingFlags.NonPublic)!.CreateDelegate<Func<string[], int, int, Action[]>>()(names, tokens, heads);
         }
 
         protected override Assembly? Load(AssemblyName assemblyName)

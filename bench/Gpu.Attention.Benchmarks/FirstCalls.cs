@@ -8,11 +8,9 @@ namespace Gpu.Attention.Benchmarks;
 internal static class FirstCalls
 {
     public const string ProbeMode = "first-calls-probe";
-    private const string TrainingSuffix = "-training";
     private const int Processes = 3;
     private static readonly int[] Calls = [1, 2, 3, 5, 10, 20, 50, 100];
-    private static readonly string[] DefaultCases = ["favor-causal", "elu-causal", "softmax-causal", "favor-causal" + TrainingSuffix];
-    private static readonly string[] Maps = ["favor", "favor-hyperbolic", "elu", "relu", "softmax"];
+    private const string DefaultCases = "favor-causal,elu-causal,softmax-causal,favor-causal-training";
 
     // As the runtime has it where a project says nothing, and as the benchmarks have it.
     private static readonly (string Name, string QuickCode)[] Settings = [("default", "1"), ("QuickJit off", "0")];
@@ -21,13 +19,13 @@ internal static class FirstCalls
     {
         bool hasLength = args.Length > 0 && !args[0].StartsWith("--", StringComparison.Ordinal);
         int length = 4096;
-        string[] cases = args[(hasLength ? 1 : 0)..] switch
+        string names = args[(hasLength ? 1 : 0)..] switch
         {
             [] => DefaultCases,
-            ["--cases", string names] => names.Split(','),
-            _ => [],
+            ["--cases", string given] => given,
+            _ => "",
         };
-        if (cases.Length == 0 || !cases.All(IsCase) || (hasLength && !TryParseLength(args[0], out length)))
+        if (!CaseName.TryParseList(names, out CaseName[] cases) || (hasLength && !TryParseLength(args[0], out length)))
         {
             Console.Error.WriteLine("usage: first-calls [LENGTH] [--cases MAP-DIRECTION[-training],…]");
             return 2;
@@ -39,7 +37,7 @@ internal static class FirstCalls
         Console.WriteLine();
         Console.WriteLine($"| case | runtime | {string.Join(" | ", Calls.Select(call => $"n = {call}"))} |");
         Console.WriteLine($"| --- | --- |{string.Concat(Enumerable.Repeat(" ---: |", Calls.Length))}");
-        foreach (string name in cases)
+        foreach (CaseName name in cases)
         {
             // In turn, so that all settings meet what else the machine does.
             var times = Settings.Select(_ => new List<double[]>()).ToList();
@@ -64,13 +62,13 @@ internal static class FirstCalls
     /// <summary>The process itself: prints what each of its calls took.</summary>
     public static int RunProbe(string[] args)
     {
-        if (args is not [string name, string text] || !IsCase(name) || !TryParseLength(text, out int length))
+        if (args is not [string name, string text] || CaseName.Parse(name) is not { } parsed || !TryParseLength(text, out int length))
         {
             Console.Error.WriteLine($"usage: {ProbeMode} CASE LENGTH");
             return 2;
         }
 
-        foreach (double time in Times(name, length))
+        foreach (double time in Times(parsed, length))
         {
             Console.WriteLine(time.ToString(CultureInfo.InvariantCulture));
         }
@@ -79,15 +77,11 @@ internal static class FirstCalls
     }
 
     /// <summary>Milliseconds of each of this process's next calls.</summary>
-    public static double[] Times(string name, int length)
+    public static double[] Times(CaseName name, int length)
     {
-        bool isTraining = name.EndsWith(TrainingSuffix, StringComparison.Ordinal);
-        (string map, bool causal) = Parse(name);
-        AttentionShape shape = ReportTensors.Shape(length);
         using ComputeDevice device = ReportDevice.Open("cpu");
-        using var tensors = new ReportTensors(length, hasGradients: isTraining);
-        using var attention = new ReportOperator(device, map, causal);
-        Action call = isTraining ? attention.TrainingCall(shape, tensors) : attention.ForwardCall(shape, tensors);
+        using var tensors = new ReportTensors(length, hasGradients: name.IsTraining);
+        Action call = name.Open(device, ReportTensors.Shape(length), tensors);
         double[] times = new double[Calls[^1]];
         for (int i = 0; i < times.Length; i++)
         {
@@ -99,7 +93,7 @@ internal static class FirstCalls
         return times;
     }
 
-    private static double[] InProcessOfItsOwn(string name, int length, string quickCode)
+    private static double[] InProcessOfItsOwn(CaseName name, int length, string quickCode)
     {
         // Whatever the caller's own environment says.
         var environment = new Dictionary<string, string>
@@ -107,20 +101,11 @@ internal static class FirstCalls
             ["DOTNET_TieredCompilation"] = "1", ["DOTNET_TC_QuickJit"] = quickCode, ["DOTNET_TC_QuickJitForLoops"] = "1", ["DOTNET_TieredPGO"] = "1",
             ["DOTNET_ReadyToRun"] = "1",
         };
-        CommandResult result = Command.RunItself([ProbeMode, name, length.ToString(CultureInfo.InvariantCulture)], environment);
+        CommandResult result = Command.RunItself([ProbeMode, name.ToString(), length.ToString(CultureInfo.InvariantCulture)], environment);
         return result.ExitCode == 0
             ? [.. result.Output.Trim().Split('\n').Select(line => double.Parse(line, CultureInfo.InvariantCulture))]
             : throw new InvalidOperationException($"{name}: {result.Complaint}");
     }
 
     private static bool TryParseLength(string text, out int length) => int.TryParse(text, NumberStyles.None, CultureInfo.InvariantCulture, out length) && length > 0;
-
-    private static bool IsCase(string name) => Maps.Contains(Parse(name).Map) && name[(Parse(name).Map.Length + 1)..] is
-        "causal" or "bidirectional" or ("causal" + TrainingSuffix) or ("bidirectional" + TrainingSuffix);
-
-    private static (string Map, bool Causal) Parse(string name)
-    {
-        string map = Maps.FirstOrDefault(m => name.StartsWith(m + "-causal", StringComparison.Ordinal) || name.StartsWith(m + "-bidirectional", StringComparison.Ordinal)) ?? "";
-        return (map, name.StartsWith(map + "-causal", StringComparison.Ordinal));
-    }
 }

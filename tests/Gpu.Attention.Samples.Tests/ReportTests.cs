@@ -60,7 +60,7 @@ public sealed class ReportTests
     [InlineData("softmax-causal-training")]
     public void FirstCalls_AreTimedOneByOne(string name)
     {
-        double[] times = FirstCalls.Times(name, 8);
+        double[] times = FirstCalls.Times(CaseName.Parse(name)!, 8);
 
         Assert.Equal(100, times.Length);
         Assert.All(times, time => Assert.True(time > 0));
