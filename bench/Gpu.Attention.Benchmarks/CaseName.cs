@@ -28,12 +28,11 @@ internal sealed record CaseName(string Map, bool Causal, bool IsTraining)
         return cases.FirstOrDefault(c => c.ToString() == text);
     }
 
-    /// <summary>A call of this case, ready to be timed.</summary>
-    public Action Open(ComputeDevice device, AttentionShape shape, ReportTensors tensors)
-    {
-        var attention = new ReportOperator(device, Map, Causal);
-        return IsTraining ? attention.TrainingCall(shape, tensors) : attention.ForwardCall(shape, tensors);
-    }
+    public ReportOperator Open(ComputeDevice device) => new(device, Map, Causal);
+
+    /// <summary>A call of this case's operator, ready to be timed.</summary>
+    public Action CallOf(ReportOperator attention, AttentionShape shape, ReportTensors tensors) =>
+        IsTraining ? attention.TrainingCall(shape, tensors) : attention.ForwardCall(shape, tensors);
 
     private static string Direction(bool causal) => causal ? "causal" : "bidirectional";
 }

@@ -81,7 +81,8 @@ internal static class FirstCalls
     {
         using ComputeDevice device = ReportDevice.Open("cpu");
         using var tensors = new ReportTensors(length, hasGradients: name.IsTraining);
-        Action call = name.Open(device, ReportTensors.Shape(length), tensors);
+        using ReportOperator attention = name.Open(device);
+        Action call = name.CallOf(attention, ReportTensors.Shape(length), tensors);
         double[] times = new double[Calls[^1]];
         for (int i = 0; i < times.Length; i++)
         {

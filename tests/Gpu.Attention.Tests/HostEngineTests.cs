@@ -247,32 +247,48 @@ public sealed class HostEngineTests : EngineLaws
         SameBits(one.Normalizers, many.Normalizers);
     }
 
-    // A function holds the thread that calls it first, which has half of the chains, until the other has come far with its own. Then it fails, or is held in the next stretch until the other has a share of
-    // what is left.
+    // A function holds the thread that calls it first, which has half of the chains, until the other has done its own and waits for a share. Then it fails, or is held in its next stretch until the other has one.
     [Theory]
     [InlineData(false)]
     [InlineData(true)]
-    public void A_thread_that_falls_behind_leaves_chains_to_others_and_one_that_fails_stops_them(bool fails)
+    public async Task A_thread_that_falls_behind_leaves_chains_to_others_and_one_that_fails_stops_them(bool fails)
     {
         const int Length = 700;
         const int Dimension = 13;
         const int HalfTheCalls = 4 * Length * 2 * Dimension;
         const int CallsOfStretch = 4 * 128 * 2 * Dimension;
         var shape = new AttentionShape(1, Length, 8, Dimension);
-        (int first, int firsts, int others) = (0, 0, 0);
-        bool isArmed = false;
+        (Thread? held, Thread? other) = (null, null);
+        (int heldCalls, int otherCalls) = (0, 0);
+        (bool isArmed, bool isLate) = (false, false);
         float Slow(float x)
         {
-            int thread = Environment.CurrentManagedThreadId;
-            if (isArmed && Interlocked.CompareExchange(ref first, thread, 0) is int before && (before == 0 || before == thread))
+            if (!isArmed)
             {
-                int wanted = ++firsts == 1 ? HalfTheCalls / 2 : firsts > CallsOfStretch ? HalfTheCalls + 1 : 0;
-                SpinWait.SpinUntil(() => Volatile.Read(ref others) >= wanted, TimeSpan.FromSeconds(60));
-                return fails ? throw new FormatException("my own") : MathF.Abs(x);
+                return MathF.Abs(x);
             }
 
-            Interlocked.Increment(ref others);
-            return MathF.Abs(x);
+            Thread thread = Thread.CurrentThread;
+            if ((Interlocked.CompareExchange(ref held, thread, null) ?? thread) != thread)
+            {
+                other = thread;
+                Interlocked.Increment(ref otherCalls);
+                return MathF.Abs(x);
+            }
+
+            heldCalls++;
+            bool isInTime = true;
+            if (heldCalls == 1)
+            {
+                isInTime = Wait(() => otherCalls >= HalfTheCalls && other!.ThreadState.HasFlag(ThreadState.WaitSleepJoin));
+            }
+            else if (heldCalls == CallsOfStretch + 1)
+            {
+                isInTime = Wait(() => otherCalls > HalfTheCalls);
+            }
+
+            isLate |= !isInTime;
+            return fails ? throw new FormatException("my own") : MathF.Abs(x);
         }
 
         var problem = new AttentionProblem { Shape = shape, Features = FeatureMap.FromFunction("slow", Slow).Lower(Dimension, 1), Causal = true, Normalize = true, Scale = 1 };
@@ -281,19 +297,24 @@ public sealed class HostEngineTests : EngineLaws
         AttentionState before = EngineRun.State(problem);
         EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, null, before);
         AttentionState state = before.Fork();
-        (others, isArmed) = (0, true);
+        isArmed = true;
+        Task<float[]> run = Task.Run(() => EngineRun.Forward(new SimdEngine(2), EngineMemory.Host, problem, q, k, v, state, state)).WaitAsync(TimeSpan.FromSeconds(300));
         if (fails)
         {
-            Assert.Throws<FormatException>(() => EngineRun.Forward(new SimdEngine(2), EngineMemory.Host, problem, q, k, v, state, state));
+            await Assert.ThrowsAsync<FormatException>(() => run);
+            Assert.False(isLate);
             SameBits(before.Sums, state.Sums);
             SameBits(before.Normalizers, state.Normalizers);
             return;
         }
 
-        float[] output = EngineRun.Forward(new SimdEngine(2), EngineMemory.Host, problem, q, k, v, state, state);
-        Assert.True(others > HalfTheCalls, $"The other thread made {others} calls.");
+        float[] output = await run;
+        Assert.False(isLate);
+        isArmed = false;
         SameBits(EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, before, before), output);
         SameBits(before.Sums, state.Sums);
+
+        static bool Wait(Func<bool> condition) => SpinWait.SpinUntil(condition, TimeSpan.FromSeconds(100));
     }
 
     // The state stands far above the first key of the second chunk, others of it do not, and a late one cuts the chunk: only there.

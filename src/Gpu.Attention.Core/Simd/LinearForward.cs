@@ -67,7 +67,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             {
                 _relay.Start((int)_layout.Chains, _layout.ChainsTogether, loop.Degree, _layout.Stretches);
                 Do(Phase.Relay, loop.Degree);
-                Do(Phase.Export, _layout.Chains);
+                ExportAll();
             }
             else
             {
@@ -175,7 +175,15 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             Do(Phase.ReadState, _layout.Chains * _layout.QueryBlocks);
         }
 
-        Do(Phase.Export, _layout.Chains);
+        ExportAll();
+    }
+
+    private void ExportAll()
+    {
+        if (!_buffers.FinalState.IsEmpty)
+        {
+            Do(Phase.Export, _layout.Chains);
+        }
     }
 
     private void RunRelay(int slot, in Scratch scratch)

@@ -22,7 +22,7 @@ internal readonly struct LinearLayout
     /// <summary>The least chunks of a stretch: what changes its thread has to be brought to another core's cache.</summary>
     private const int LeastStretch = 2;
 
-    /// <summary>Stretches, over all its chains, that a thread takes of long chains.</summary>
+    /// <summary>Stretches, over all its chains, that a thread takes of long chains: of keys, and where it is not causal as many of queries.</summary>
     private const int StretchesOfThread = 32;
 
     /// <summary>The most floats of states that threads hand to each other: all are kept at once then.</summary>
