@@ -8,7 +8,7 @@ internal sealed record CaseName(string Map, bool Causal, bool IsTraining)
     private const string TrainingSuffix = "-training";
     private static readonly string[] Maps = [.. MapNames.Linear, MapNames.Exact];
 
-    public override string ToString() => $"{Map}-{Direction(Causal)}{(IsTraining ? TrainingSuffix : "")}";
+    public override string ToString() => $"{Map}-{(Causal ? "causal" : "bidirectional")}{(IsTraining ? TrainingSuffix : "")}";
 
     /// <summary>Cases with commas between them.</summary>
     public static bool TryParseList(string text, out CaseName[] cases)
@@ -33,6 +33,4 @@ internal sealed record CaseName(string Map, bool Causal, bool IsTraining)
     /// <summary>A call of this case's operator, ready to be timed.</summary>
     public Action CallOf(ReportOperator attention, AttentionShape shape, ReportTensors tensors) =>
         IsTraining ? attention.TrainingCall(shape, tensors) : attention.ForwardCall(shape, tensors);
-
-    private static string Direction(bool causal) => causal ? "causal" : "bidirectional";
 }

@@ -44,6 +44,20 @@ public sealed partial class CompanyTests
         }
     }
 
+    [Fact]
+    public void Ratios_AreThisBuildsTimeToTheOthers_OfPairsByWhatTheyTookTogether()
+    {
+        // Pairs in the order of their calls; by their sums the order is 3, 4 | 10, 10, 12, 14 | 100, 130.
+        double[] here = [50, 4, 1, 6, 5, 3, 30, 6];
+        double[] beside = [50, 6, 2, 8, 5, 1, 100, 6];
+
+        (double fastest, double all, double slowest) = Company.Ratios(here, beside);
+
+        Assert.Equal(0.5, fastest);
+        Assert.Equal(0.75, all);
+        Assert.Equal(0.3, slowest);
+    }
+
     [Theory]
     [InlineData("0")]
     [InlineData("NaN")]
