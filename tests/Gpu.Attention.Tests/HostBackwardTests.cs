@@ -91,6 +91,7 @@ public sealed class HostBackwardTests
     {
         AttentionShape shape = isWide ? new(1, 2200, 2200, 2, 1, 16, 40) : new(1, 700, 700, 2, 1, 5, 3);
         AttentionProblem problem = Maps.Problem(map, shape, causal);
+        Assert.Equal(map == "favor+ wide", new LinearBackwardLayout(problem, 40, 8).StatePieces > 1);
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 76, std);
         float[] g = TestData.Normal(77, shape.OutputElements);
         AttentionState before = EngineRun.State(problem);

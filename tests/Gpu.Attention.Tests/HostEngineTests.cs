@@ -49,11 +49,11 @@ public sealed class HostEngineTests : EngineLaws
         // Vectors that the processor does not have are made of those that it has.
         Law.ForAll(
             100, seed: 9000,
-            random => (Lanes: random.Choose(1, 4, 8, 16), Shape: Shape(random), Seed: random.NextWord(), Std: random.Choose(0.3, 1, 5), Special: random.Choose(0f, 0f, 0f, float.NaN, float.PositiveInfinity, float.NegativeInfinity), SpecialAt: random.Next(1, 5), IsValue: random.Choose(false, false, true), Normalize: random.NextBool()),
+            random => (Lanes: random.Choose(1, 4, 8, 16), Threads: random.Choose(1, 2, 16), Shape: Shape(random), Seed: random.NextWord(), Std: random.Choose(0.3, 1, 5), Special: random.Choose(0f, 0f, 0f, float.NaN, float.PositiveInfinity, float.NegativeInfinity), SpecialAt: random.Next(1, 5), IsValue: random.Choose(false, false, true), Normalize: random.NextBool()),
             sample =>
             {
                 var chunks = new SimdEngine(1, sweepsTokens: false, sample.Lanes);
-                var sweeps = new SimdEngine(1, sweepsTokens: true, sample.Lanes);
+                var sweeps = new SimdEngine(sample.Threads, sweepsTokens: true, sample.Lanes);
                 AttentionProblem problem = Maps.Problem(map, sample.Shape, causal: true, sample.Normalize);
                 AttentionState expected = EngineRun.State(problem);
                 AttentionState actual = EngineRun.State(problem);
@@ -199,8 +199,49 @@ public sealed class HostEngineTests : EngineLaws
     {
         var shape = new AttentionShape(2, 1100, 1100, 1, 1, 13, 100);
         AttentionProblem problem = Maps.Problem(map, shape, causal);
+        Assert.InRange(new LinearLayout(problem, 40, 8).StatePieces, 3, 4);
         ChangeNoBit(problem, seed: 82, 3, 4, 40);
     }
+
+    // Any chains in any number of threads: whole, handed on, or by chunks; an infinite key, and chunks that are cut.
+    [Theory]
+    [InlineData("favor+")]
+    [InlineData("elu")]
+    [InlineData("general exponential")]
+    public void No_number_of_threads_changes_a_bit(string map) =>
+        Law.ForAll(
+            60, seed: 9200,
+            random => (Batch: random.Next(1, 3), KeyHeads: random.Next(1, 4), Group: random.Next(1, 2), Queries: random.NextLength(400), Keys: random.NextLength(400), Causal: random.NextBool(), Storage: random.Choose(ElementType.Single, ElementType.Single, ElementType.Half), Threads: random.Choose(2, 5, 17), Std: random.Choose(0.5, 0.5, 9), Special: random.Choose(0f, 0f, float.NaN, float.NegativeInfinity), Seed: random.NextWord()),
+            sample =>
+            {
+                var shape = new AttentionShape(sample.Batch, sample.Causal ? sample.Keys : sample.Queries, sample.Keys, sample.KeyHeads * sample.Group, sample.KeyHeads, 12, 20);
+                AttentionProblem problem = Maps.Problem(map, shape, sample.Causal) with { Storage = sample.Storage };
+                (float[] q, float[] k, float[] v) = TestData.Inputs(shape, sample.Seed, sample.Std);
+                (q, k, v) = (StoredTensor.Round(q, sample.Storage), StoredTensor.Round(k, sample.Storage), StoredTensor.Round(v, sample.Storage));
+                if (sample.Special != 0 && k.Length > 0)
+                {
+                    k[(int)(sample.Seed % (ulong)k.Length)] = sample.Special;
+                }
+
+                float[] g = StoredTensor.Round(TestData.Normal(sample.Seed, shape.OutputElements), sample.Storage);
+                (float[] Output, AttentionState State, AttentionGradients Gradients) one = Run(1);
+                (float[] Output, AttentionState State, AttentionGradients Gradients) many = Run(sample.Threads);
+                SameBits(one.Output, many.Output);
+                SameBits(one.State.Sums, many.State.Sums);
+                SameBits(one.State.LogScale, many.State.LogScale);
+                SameBits(one.State.Normalizers, many.State.Normalizers);
+                SameBits(one.Gradients.Query, many.Gradients.Query);
+                SameBits(one.Gradients.Key, many.Gradients.Key);
+                SameBits(one.Gradients.Value, many.Gradients.Value);
+
+                (float[], AttentionState, AttentionGradients) Run(int threads)
+                {
+                    var engine = new SimdEngine(threads);
+                    AttentionState state = EngineRun.State(problem);
+                    float[] output = EngineRun.Forward(engine, EngineMemory.Host, problem, q, k, v, null, state);
+                    return (output, state, EngineRun.Backward(engine, EngineMemory.Host, problem, q, k, v, output, g).Gradients);
+                }
+            });
 
     // Chains that are more than threads, and not so many that each may keep its own: some stretches of keys, and bidirectional some of queries.
     [Theory]
@@ -294,6 +335,65 @@ public sealed class HostEngineTests : EngineLaws
         SameBits(before.Sums, state.Sums);
 
         static bool Wait(Func<bool> condition) => SpinWait.SpinUntil(condition, TimeSpan.FromSeconds(100));
+    }
+
+    // One chain, in two threads. A function holds the thread that comes to some key or query of the fourth chunk until the other has done all that it can do meanwhile: with a query everything else, with a key what comes before it and as
+    // many chunks behind it as a thread keeps. Then it goes on, or fails.
+    [Theory]
+    [InlineData(true, false)]
+    [InlineData(true, true)]
+    [InlineData(false, false)]
+    [InlineData(false, true)]
+    public async Task A_thread_that_is_held_at_a_chunk_holds_up_no_other(bool isQuery, bool fails)
+    {
+        const int Length = 12 * 64;
+        const int Dimension = 13;
+        const float Marked = 100;
+        const int CallsOfChunk = 64 * Dimension;
+        const int Others = ((2 * 12) - 1) * CallsOfChunk;
+        const int OthersOfKeys = ((2 * 3) + ChunkRelay.MaxSlots) * CallsOfChunk;
+        int calls = 0;
+        int marked = 0;
+        bool isLate = false;
+        bool isArmed = false;
+        float Slow(float x)
+        {
+            if (isArmed && x != Marked)
+            {
+                Interlocked.Increment(ref calls);
+            }
+
+            if (isArmed && x == Marked && Interlocked.Increment(ref marked) == 1)
+            {
+                isLate = !SpinWait.SpinUntil(() => Volatile.Read(ref calls) == (isQuery ? Others : OthersOfKeys), TimeSpan.FromSeconds(100));
+                return fails ? throw new FormatException("my own") : x;
+            }
+
+            return MathF.Abs(x);
+        }
+
+        var shape = new AttentionShape(1, Length, 1, Dimension);
+        var problem = new AttentionProblem { Shape = shape, Features = FeatureMap.FromFunction("slow", Slow).Lower(Dimension, 1), Causal = true, Normalize = true, Scale = 1 };
+        (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 85);
+        (isQuery ? q : k).AsSpan(3 * CallsOfChunk, CallsOfChunk).Fill(Marked);
+        AttentionState before = EngineRun.State(problem);
+        EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, null, before);
+        AttentionState state = before.Fork();
+        isArmed = true;
+        Task<float[]> run = Task.Run(() => EngineRun.Forward(new SimdEngine(2), EngineMemory.Host, problem, q, k, v, state, state)).WaitAsync(TimeSpan.FromSeconds(300));
+        if (fails)
+        {
+            await Assert.ThrowsAsync<FormatException>(() => run);
+            Assert.False(isLate);
+            SameBits(before.Sums, state.Sums);
+            return;
+        }
+
+        float[] output = await run;
+        Assert.False(isLate);
+        isArmed = false;
+        SameBits(EngineRun.Forward(new SimdEngine(1), EngineMemory.Host, problem, q, k, v, before, before), output);
+        SameBits(before.Sums, state.Sums);
     }
 
     // The state stands far above the first key of the second chunk, others of it do not, and a late one cuts the chunk: only there.

@@ -53,7 +53,7 @@ public sealed unsafe class SimdTests
         var longest = new LinearLayout(Maps.Problem("elu", new AttentionShape(1, int.MaxValue, 1, 1), causal: true), degree, 16);
         Assert.Equal(1 << 25, longest.KeyChunks);
         Assert.Equal(1 << 25, longest.QueryBlocks);
-        Assert.Equal(8 * degree, longest.BlockChunks);
+        Assert.Equal(ChunkRelay.MaxSlots * degree, longest.KeysCount);
         var most = new LinearLayout(Maps.Problem("elu", new AttentionShape(65536, 1, 40000, 1), causal: true), degree, 16);
         Assert.Equal(65536L * 40000, most.Chains);
         Assert.True(most.ByChain);
@@ -176,6 +176,132 @@ public sealed unsafe class SimdTests
         }
     }
 
+    // Every chunk goes through its stages once, with a turn for its scale and one at each piece of the state; a thread that could do something is given something.
+    [Fact]
+    public Task A_relay_takes_each_chunk_through_its_stages_and_lets_nobody_wait_for_nothing() => Task.Run(() =>
+        Law.ForAll(
+            600, 2,
+            random => (Threads: random.Next(1, 5), Slots: random.Next(1, ChunkRelay.MaxSlots), Chains: random.Next(1, 5), Pieces: random.Next(1, 4), HasScales: random.NextBool(), HasBehind: random.NextBool(), Seed: random.NextWord()),
+            s =>
+            {
+                var random = new SeededRandom(s.Seed);
+                var relay = new ChunkRelay();
+                relay.Start(3, 2, 2, 2, hasScales: true, hasBehind: true);
+                relay.Add(3);
+                Assert.True(relay.TryTake(2, out _));
+                relay.Start(s.Threads, s.Slots, s.Chains, s.Pieces, s.HasScales, s.HasBehind);
+                var chunks = new List<ModelChunk>();
+                int[] cutFrom = new int[s.Chains];
+                for (int chain = 0; chain < s.Chains; chain++)
+                {
+                    int length = random.Next(0, 8);
+                    chunks.AddRange(Enumerable.Range(0, length).Select(chunk => new ModelChunk(chain, chunk, s.Pieces)));
+                    relay.Add(length);
+                    cutFrom[chain] = int.MaxValue;
+                }
+
+                ChunkTask?[] tasks = new ChunkTask?[s.Threads];
+                while (chunks.Exists(chunk => !chunk.IsDone))
+                {
+                    int thread = random.Next(0, s.Threads - 1);
+                    if (tasks[thread] is { } done)
+                    {
+                        ModelChunk ended = chunks.Single(chunk => chunk.Is(done));
+                        if (s.HasScales && done.Work == ChunkWork.Ahead && !ended.HasScale)
+                        {
+                            ended.HasScale = true;
+                            relay.EndTurn(done.Chain);
+                            continue;
+                        }
+
+                        bool isCut = done.Work == ChunkWork.Ahead && random.Next(0, 12) == 0;
+                        cutFrom[done.Chain] = isCut ? Math.Min(cutFrom[done.Chain], done.Chunk) : cutFrom[done.Chain];
+                        ended.End(done, s.HasBehind);
+                        relay.Return(done, isCut);
+                        tasks[thread] = null;
+                        continue;
+                    }
+
+                    ModelChunk[] kept = [.. chunks.Where(chunk => chunk.Slot >= 0 && !chunk.IsDone)];
+                    bool canBegin = chunks.Exists(chunk => chunk.Slot < 0) && kept.Count(chunk => chunk.Slot / s.Slots == thread) < s.Slots;
+                    bool canScale = Array.Exists(kept, CanScale);
+                    bool canFinish = Array.Exists(kept, chunk => chunk.CanFinish);
+                    bool canAdd = Array.Exists(kept, chunk => Enumerable.Range(0, s.Pieces).Any(piece => CanAdd(chunk, piece)));
+                    if (canBegin || canScale || canFinish || canAdd)
+                    {
+                        Assert.True(relay.TryTake(thread, out ChunkTask task));
+                        tasks[thread] = task;
+                        ModelChunk chunk = chunks.Single(chunk => chunk.Is(task));
+                        switch (task.Work)
+                        {
+                            case ChunkWork.Ahead when s.HasScales:
+                                Assert.True(CanScale(chunk));
+                                break;
+                            case ChunkWork.Project or ChunkWork.Ahead:
+                                Assert.Equal(s.HasScales, task.Work == ChunkWork.Project);
+                                Assert.True(canBegin);
+                                Assert.Equal(thread, task.Slot / s.Slots);
+                                Assert.DoesNotContain(kept, other => other.Slot == task.Slot);
+                                Assert.Equal(chunk, chunks.Find(other => other.Chain == task.Chain && other.Slot < 0));
+                                break;
+                            case ChunkWork.InTurn:
+                                Assert.Equal(s.Pieces == 1 || task.Chunk >= cutFrom[task.Chain], task.Piece < 0);
+                                Assert.All(ModelChunk.Pieces(task, s.Pieces), piece => Assert.True(CanAdd(chunk, piece)));
+                                break;
+                            case ChunkWork.Behind:
+                                Assert.True(chunk.CanFinish && s.HasBehind);
+                                break;
+                        }
+
+                        chunk.Begin(task);
+                    }
+                    else if (chunks.Count(chunk => !chunk.IsDone) <= tasks.Count(task => task is not null))
+                    {
+                        // Whoever has the others ends them.
+                        Assert.False(relay.TryTake(thread, out _));
+                    }
+                }
+
+                Assert.All(Enumerable.Range(0, s.Threads), thread => Assert.False(relay.TryTake(thread, out _)));
+
+                bool CanScale(ModelChunk chunk) => s.HasScales && chunk.IsProjected && !chunk.IsTaken && !chunk.HasScale && chunks.TrueForAll(other => other.Chain != chunk.Chain || other.Chunk >= chunk.Chunk || other.HasScale);
+
+                // Behind a cut all pieces have to be ready.
+                bool CanAdd(ModelChunk chunk, int piece) => chunk.Chunk >= cutFrom[chunk.Chain]
+                    ? Enumerable.Range(0, s.Pieces).All(any => IsNext(chunk, any))
+                    : IsNext(chunk, piece);
+
+                bool IsNext(ModelChunk chunk, int piece) => chunk.IsReduced && chunk.Added[piece] == 0 &&
+                    (chunk.Chunk == 0 || chunks.Single(other => other.Chain == chunk.Chain && other.Chunk == chunk.Chunk - 1).Added[piece] == 2);
+            })).WaitAsync(TimeSpan.FromSeconds(100));
+
+    // The second thread has begun what it may keep, and waits; when work stops neither it nor another gets more.
+    [Fact]
+    public void Chunks_that_wait_for_another_are_given_up_when_work_stops()
+    {
+        var relay = new ChunkRelay();
+        relay.Start(2, 2, 1, 1, hasScales: true, hasBehind: true);
+        relay.Add(5);
+        Assert.True(relay.TryTake(0, out ChunkTask first));
+        Assert.Equal(new ChunkTask(ChunkWork.Project, 0, 0, 0), first);
+        for (int chunk = 1; chunk < 3; chunk++)
+        {
+            Assert.True(relay.TryTake(1, out ChunkTask task));
+            Assert.Equal(new ChunkTask(ChunkWork.Project, 0, chunk, chunk + 1), task);
+            relay.Return(task);
+        }
+
+        bool? isGiven = null;
+        var thread = new Thread(() => isGiven = relay.TryTake(1, out _)) { IsBackground = true };
+        thread.Start();
+        Assert.True(SpinWait.SpinUntil(() => thread.ThreadState.HasFlag(ThreadState.WaitSleepJoin), TimeSpan.FromSeconds(60)));
+        relay.Stop();
+        Assert.True(thread.Join(TimeSpan.FromSeconds(60)));
+        Assert.False(isGiven);
+        relay.Return(first);
+        Assert.False(relay.TryTake(0, out _));
+    }
+
     private static (int First, int Count, int Stretch) Take(ChainRelay relay) => relay.TryTake(out int first, out int count, out int stretch) ? (first, count, stretch) : (-1, 0, stretch);
 
     // Vectors that the processor does not have are made of those that it has: what is wrong at a width is wrong on every machine.
@@ -186,6 +312,55 @@ public sealed unsafe class SimdTests
         TCheck.Run<V128>();
         TCheck.Run<V256>();
         TCheck.Run<V512>();
+    }
+
+    private sealed record ModelChunk(int Chain, int Chunk, int PieceCount)
+    {
+        public int Slot { get; private set; } = -1;
+
+        public bool IsProjected { get; private set; }
+
+        public bool HasScale { get; set; }
+
+        public bool IsReduced { get; private set; }
+
+        public bool IsDone { get; private set; }
+
+        public bool IsTaken { get; private set; }
+
+        /// <summary>0 before, 1 while, and 2 when the chunk was added to a piece of the state.</summary>
+        public int[] Added { get; } = new int[PieceCount];
+
+        public bool CanFinish => !IsTaken && !IsDone && Array.TrueForAll(Added, stage => stage == 2);
+
+        public static IEnumerable<int> Pieces(ChunkTask task, int pieces) => task.Piece < 0 ? Enumerable.Range(0, pieces) : [task.Piece];
+
+        public bool Is(ChunkTask task) => (Chain, Chunk) == (task.Chain, task.Chunk);
+
+        public void Begin(ChunkTask task)
+        {
+            Assert.True(Slot < 0 || task.Slot == Slot);
+            Slot = task.Slot;
+            IsTaken = task.Work != ChunkWork.InTurn;
+            Mark(task, 1);
+        }
+
+        public void End(ChunkTask task, bool hasBehind)
+        {
+            IsProjected = true;
+            IsReduced |= task.Work == ChunkWork.Ahead;
+            IsTaken = false;
+            Mark(task, 2);
+            IsDone = task.Work == ChunkWork.Behind || (!hasBehind && CanFinish);
+        }
+
+        private void Mark(ChunkTask task, int stage)
+        {
+            foreach (int piece in task.Work == ChunkWork.InTurn ? Pieces(task, PieceCount) : [])
+            {
+                Added[piece] = stage;
+            }
+        }
     }
 
     private interface ICheck

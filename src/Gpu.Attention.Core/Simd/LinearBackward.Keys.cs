@@ -28,10 +28,10 @@ internal sealed unsafe partial class LinearBackward<TV>
 
         float* x = StoredRows.Read(_buffers.Key, BatchRow(place), KeyHead(chain), tokens, _layout.InputDimension, room.Scratch.Rows, out nint stride);
         LinesAhead ahead = default;
-        if (_layout.ByChain && _problem.Causal)
+        if (_problem.Causal && chunk + _chunksApart < KeyChunks(place))
         {
             // Where the next chunk's features go.
-            ahead.AddStretch(room.KeysAt(chunk + 1).Rows, (long)Chunk * _layout.FeatureStride);
+            ahead.AddStretch(room.KeysAt(chunk + _chunksApart).Rows, (long)Chunk * _layout.FeatureStride);
         }
 
         ProjectRows(_key, n, x, stride, keys.Rows, keys.Terms, room.Scratch, &ahead);
@@ -169,72 +169,20 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
-    /// <summary>As <see cref="ReduceBlock"/>, with chunks in all threads, some at a time, which are scanned while they are near.</summary>
-    private void ReduceByChunk(long chain, int first, int end, in Room room)
+    /// <summary>As <see cref="ReduceBlock"/>, with chunks in all threads.</summary>
+    private void ReduceByChunk(int first, int end, in Room room)
     {
-        for (int next; first < end; first = next)
-        {
-            next = Math.Min(end, first + _rooms.ChunksAtOnce);
-            Do(Phase.Project, first, next - first);
-            PredictScales(first, next, room);
-            Do(Phase.Reduce, first, next - first);
-            if (!AreRegular(first, next, room))
-            {
-                for (int chunk = first; chunk < next; chunk++)
-                {
-                    AddReduced(chain, chunk, room);
-                }
-
-                continue;
-            }
-
-            Scan(Phase.AddReduced, first, next);
-            if (_mode == FeatureMode.Logarithmic)
-            {
-                Copy(room.KeysAt(next - 1).Scale, room.State.LogScale, _layout.FeatureWidth);
-            }
-        }
+        Copy(room.State.LogScale, room.Expected, _layout.FeatureWidth);
+        Relay(Phase.Reduce, first, end);
     }
 
-    /// <summary>True when none of some chunks is cut into segments.</summary>
-    private static bool AreRegular(int first, int end, in Room room)
+    /// <summary>[V 1]ᵀK̂ of a projected chunk at the scale that is expected to be its own.</summary>
+    private void ReduceProjected(int chunk, in Keys keys, in Room room)
     {
-        for (int chunk = first; chunk < end; chunk++)
-        {
-            if (*room.KeysAt(chunk).Irregular != 0)
-            {
-                return false;
-            }
-        }
-
-        return true;
-    }
-
-    /// <summary>The scale of each chunk, if none before it is cut into segments.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void PredictScales(int first, int end, in Room room)
-    {
-        float* before = room.State.LogScale;
-        for (int chunk = first; chunk < end && _mode == FeatureMode.Logarithmic; chunk++)
-        {
-            Keys keys = room.KeysAt(chunk);
-            Copy(before, keys.Before, _layout.FeatureWidth);
-            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
-            {
-                TV.Store(TV.MaxOrNaN(TV.Load(before + i), TV.Load(keys.First + i)), keys.Scale + i);
-            }
-
-            before = keys.Scale;
-        }
-    }
-
-    /// <summary>[V 1]ᵀK̂ of a projected chunk at the scale that is thought to be its own.</summary>
-    private void ReduceProjected(long chain, int chunk, in Keys keys, in Room room)
-    {
-        int n = KeyTokens(Place(chain), chunk).Count;
+        int n = KeyTokens(Place(_chain), chunk).Count;
         if (FinishKeyRows(n, keys, keys.Scale, room))
         {
-            SumKeys(chain, chunk, keys, null, keys.Sums, room);
+            SumKeys(_chain, chunk, keys, null, keys.Sums, room);
         }
         else
         {
@@ -242,21 +190,22 @@ internal sealed unsafe partial class LinearBackward<TV>
         }
     }
 
-    /// <summary>Adds a reduced chunk to the state, and leaves the state before it in the chunk. What the chunk was reduced for must be so, else it is done again.</summary>
-    private void AddReduced(long chain, int chunk, in Room room)
+    /// <summary>Adds a reduced chunk to the state, or to rows of it, and leaves those before it in the chunk. What the chunk was reduced for must be so, else it is done again.</summary>
+    private void AddReduced(in ChunkTask task, int chunk, in Keys keys, in Room room)
     {
-        Keys keys = room.KeysAt(chunk);
         State state = room.State;
-        if (*keys.Irregular != 0 || (_mode == FeatureMode.Logarithmic && !IsSame(keys.Before, state.LogScale)))
+        if (task.Piece < 0 && (*keys.Irregular != 0 || (_mode == FeatureMode.Logarithmic && !IsSame(keys.Before, state.LogScale))))
         {
             CopySums(state.Sums, keys.Sums);
-            ProjectKeys(chain, chunk, keys, room);
-            AddChunk(chain, chunk, keys, keys.Sums, state.Sums, room);
+            ProjectKeys(_chain, chunk, keys, room);
+            AddChunk(_chain, chunk, keys, keys.Sums, state.Sums, room);
+            ExpectAtLeast(state.LogScale, room.Expected);
             return;
         }
 
-        AddReducedRows(keys, 0, SumRows, room);
-        if (_mode == FeatureMode.Logarithmic)
+        (int first, int end) = RowsOf(task);
+        AddReducedRows(keys, first, end, room);
+        if (_mode == FeatureMode.Logarithmic && first == 0)
         {
             Copy(keys.Scale, state.LogScale, _layout.FeatureWidth);
         }
@@ -329,10 +278,11 @@ internal sealed unsafe partial class LinearBackward<TV>
             ahead.AddRows(_buffers.Value, batch, next, head, shape.ValueDimension, rows);
         }
 
-        if (_layout.ByChain && _problem.Causal)
+        int nextSums = chunk + (_layout.ByChain ? 2 : _chunksApart);
+        if (_problem.Causal && nextSums < KeyChunks(Place(chain)))
         {
-            // Where the state behind the next chunk goes.
-            ahead.AddStretch(room.KeysAt(chunk + 2).Sums, SumFloats);
+            // Where the state behind the next chunk goes, or that chunk's own sums.
+            ahead.AddStretch(room.KeysAt(nextSums).Sums, SumFloats);
         }
 
         int rs = _layout.FeatureStride;

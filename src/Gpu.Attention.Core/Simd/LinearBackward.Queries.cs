@@ -132,15 +132,15 @@ internal sealed unsafe partial class LinearBackward<TV>
     }
 
     /// <summary>
-    /// What this thread is likely to read next of queries and outputs: of the group's next head, or of the tokens before these in the order of a chain, behind
-    /// them in that of chunks.
+    /// What this thread is likely to read next of queries and outputs: of the group's next head, or of tokens before these, or behind them where the order of
+    /// chunks does not matter.
     /// </summary>
     private void AskAhead(ref LinesAhead ahead, int token, int n, int head, int batch)
     {
         AttentionShape shape = _problem.Shape;
         bool isLast = (head + 1) % shape.HeadGroup == 0;
         int nextHead = isLast ? head + 1 - shape.HeadGroup : head + 1;
-        int next = !isLast ? token : _layout.ByChain && _problem.Causal ? token - n : token + (_chunksApart * n);
+        int next = !isLast ? token : token + ((_problem.Causal ? -n : n) * _chunksApart);
         if (next >= 0 && next < shape.QueryLength)
         {
             int rows = Math.Min(isLast ? Chunk : n, shape.QueryLength - next);

@@ -30,7 +30,6 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private long _chain;
     private int _firstItem;
     private int _endItem;
-    private int _pieces;
     private bool _wantsQueries;
     private bool _wantsKeys;
     private bool _wantsValues;
@@ -45,14 +44,9 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     private enum Phase
     {
         Chain,
-        Project,
         Reduce,
-        AddReduced,
-        AskChunk,
-        AddAskedBehind,
-        AnswerChunk,
+        Ask,
         AskState,
-        AddAsked,
         AnswerKeys,
     }
 
@@ -72,10 +66,10 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         _wantsValues = !gradients.ValueGradient.Memory.IsEmpty;
         _wantsReverse = _wantsKeys || _wantsValues || !gradients.InitialStateGradient.IsEmpty;
         _start = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
-        _chunksApart = _layout.ByChain ? 1 : loop.Degree;
+        _chunksApart = _layout.ByChain ? 1 : _rooms.ChunkThreads;
         if (_layout.ByChain)
         {
-            Do(Phase.Chain, 0, _layout.Chains);
+            Do(Phase.Chain, _layout.Chains);
         }
         else
         {
@@ -92,72 +86,140 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     void IParallelBody.Run(long item, int slot)
     {
         Room room = _rooms.RoomAt(_start, slot);
-        int index = _firstItem + (int)item;
         switch (_phase)
         {
             case Phase.Chain:
                 RunChain(item, room);
                 break;
-            case Phase.AddReduced:
-                for (int chunk = _firstItem; chunk < _endItem; chunk++)
-                {
-                    AddReducedRows(room.KeysAt(chunk), FirstRow(item), FirstRow(item + 1), room);
-                }
-
-                break;
-            case Phase.AddAskedBehind:
-                for (int chunk = _endItem - 1; chunk >= _firstItem; chunk--)
-                {
-                    AddAskedBehind(room.KeysAt(chunk), room.TileAt(chunk).Asked, FirstRow(item), FirstRow(item + 1), room);
-                }
-
-                break;
-            case Phase.AddAsked:
-                for (int block = _firstItem; block < _endItem; block++)
-                {
-                    AddAsked(room.TileAt(block).Asked, FirstRow(item), FirstRow(item + 1), room);
-                }
-
-                break;
-            case Phase.Project:
-                ProjectKeys(_chain, index, room.KeysAt(index), room);
-                break;
-            case Phase.Reduce:
-                ReduceProjected(_chain, index, room.KeysAt(index), room);
-                break;
-            case Phase.AskChunk when *room.KeysAt(index).Irregular == 0:
-                AskSeen(_chain, index, WholeChunk(_chain, index, room), leavesProduct: false, room);
-                break;
-            case Phase.AnswerChunk when *room.KeysAt(index).Irregular == 0:
-                View view = WholeChunk(_chain, index, room);
-                TurnKeys(view, room);
-                FinishKeys(_chain, view, view.Tile.Asked, room);
-                break;
-            case Phase.AskState:
-                AskState(_chain, index, room.State, room.TileAt(index), room);
-                break;
             case Phase.AnswerKeys:
-                AnswerKeys(_chain, index, room.KeysAt(index), room.TileAt(index), room);
+                AnswerKeys(_chain, (int)item, room.KeysAt(slot), room.TileAt(slot), room);
+                break;
+            default:
+                RunChunks(slot, room);
                 break;
         }
     }
 
-    private void Do(Phase phase, int first, long items)
+    private void Do(Phase phase, long items)
     {
-        (_phase, _firstItem) = (phase, first);
+        _phase = phase;
         loop.Run(this, items);
     }
 
-    /// <summary>Takes Ŝᵀ or R̂ᵀ through some chunks or blocks in their order, every thread some of its rows.</summary>
-    private void Scan(Phase phase, int first, int end)
+    /// <summary>Some chunks of a chain, or blocks of its queries, in all threads.</summary>
+    private void Relay(Phase phase, int first, int end)
     {
-        _endItem = end;
-        _pieces = (end - first) * SumFloats < ScanWorthThreads ? 1 : Math.Min(loop.Degree, SumRows);
-        Do(phase, first, _pieces);
+        (_firstItem, _endItem) = (first, end);
+        _chunkRelay.Start(_rooms.ChunkThreads, _rooms.ChunksOfThread, chains: 1, _rooms.StatePieces,
+            hasScales: phase == Phase.Reduce && _mode == FeatureMode.Logarithmic, hasBehind: phase == Phase.Ask && _wantsReverse);
+        _chunkRelay.Add(end - first);
+        Do(phase, _rooms.ChunkThreads);
     }
 
-    /// <summary>The first row of a piece of Ŝᵀ or R̂ᵀ.</summary>
-    private int FirstRow(long piece) => (int)(SumRows * piece / _pieces);
+    private void RunChunks(int slot, in Room room)
+    {
+        try
+        {
+            while (_chunkRelay.TryTake(slot, out ChunkTask task))
+            {
+                bool isCut = _phase switch
+                {
+                    Phase.Reduce => Reduce(task, _firstItem + task.Chunk, room),
+                    Phase.Ask => Ask(task, _endItem - 1 - task.Chunk, room),
+                    _ => AskState(task, _firstItem + task.Chunk, room),
+                };
+                _chunkRelay.Return(task, isCut);
+            }
+        }
+        catch
+        {
+            _chunkRelay.Stop();
+            throw;
+        }
+    }
+
+    /// <summary>The rows of Ŝᵀ or R̂ᵀ that a chunk is added to.</summary>
+    private (int First, int End) RowsOf(in ChunkTask task) => task.Piece < 0
+        ? (0, SumRows)
+        : ((int)((long)SumRows * task.Piece / _rooms.StatePieces), (int)((long)SumRows * (task.Piece + 1) / _rooms.StatePieces));
+
+    /// <summary>A chunk's keys, and the state. True where the chunk was cut.</summary>
+    private bool Reduce(in ChunkTask task, int chunk, in Room room)
+    {
+        Keys keys = room.KeysAt(_problem.Causal ? chunk : task.Slot);
+        switch (task.Work)
+        {
+            case ChunkWork.Project:
+                ProjectKeys(_chain, chunk, keys, room);
+                break;
+            case ChunkWork.Ahead when _mode == FeatureMode.Logarithmic:
+                ExpectScale(task.Chain, room.Expected, keys.First, keys.Before);
+                Copy(keys.Before, keys.Scale, _layout.FeatureWidth);
+                RaiseTo(keys.First, keys.Scale);
+                ReduceProjected(chunk, keys, room);
+                break;
+            case ChunkWork.Ahead:
+                ProjectKeys(_chain, chunk, keys, room);
+                ReduceProjected(chunk, keys, room);
+                break;
+            case ChunkWork.InTurn:
+                AddReduced(task, chunk, keys, room);
+                break;
+        }
+
+        return *keys.Irregular != 0;
+    }
+
+    /// <summary>What the queries of a chunk ask, R̂ from behind it to before it, and what R̂ asks of its keys. One that was cut is done in its turn. True where it was.</summary>
+    private bool Ask(in ChunkTask task, int chunk, in Room room)
+    {
+        Keys keys = room.KeysAt(chunk);
+        Tile tile = room.TileAt(task.Slot);
+        if (*keys.Irregular != 0)
+        {
+            if (task.Work == ChunkWork.InTurn)
+            {
+                RunChunk(_chain, chunk, tile, room);
+            }
+
+            return true;
+        }
+
+        switch (task.Work)
+        {
+            case ChunkWork.Ahead:
+                AskSeen(_chain, chunk, WholeChunk(_chain, chunk, tile, room), leavesProduct: false, room);
+                break;
+            case ChunkWork.InTurn when _wantsReverse:
+                (int first, int end) = RowsOf(task);
+                AddAskedBehind(keys, tile.Asked, first, end, room);
+                break;
+            case ChunkWork.Behind:
+                View view = WholeChunk(_chain, chunk, tile, room);
+                TurnKeys(view, room);
+                FinishKeys(_chain, view, tile.Asked, room);
+                break;
+        }
+
+        return false;
+    }
+
+    /// <summary>What a block of queries asks of a state that nothing is added to any more. Nothing is cut.</summary>
+    private bool AskState(in ChunkTask task, int block, in Room room)
+    {
+        Tile tile = room.TileAt(task.Slot);
+        if (task.Work == ChunkWork.Ahead)
+        {
+            AskState(_chain, block, room.State, tile, room);
+        }
+        else if (_wantsReverse)
+        {
+            (int first, int end) = RowsOf(task);
+            AddAsked(tile.Asked, first, end, room);
+        }
+
+        return false;
+    }
 
     private void RunChain(long chain, in Room room)
     {
@@ -212,7 +274,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
 
             for (int chunk = Math.Min(chunks, (block + 1) * BlockChunks) - 1; chunk >= block * BlockChunks; chunk--)
             {
-                RunChunk(chain, chunk, room);
+                RunChunk(chain, chunk, room.TileAt(0), room);
             }
         }
 
@@ -220,7 +282,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>
-    /// As <see cref="RunCausal"/>, with chunks in all threads, some at a time: what is asked of each is summed by itself, and then handed back in turn.
+    /// As <see cref="RunCausal"/>, with chunks in all threads: what is asked of each is summed by itself, and then handed back in turn.
     /// </summary>
     private void RunCausalByChunk(long chain, in Room room)
     {
@@ -229,7 +291,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
         for (int block = 0; block < blocks; block++)
         {
             Copy(room.State, room.Boundary(block));
-            ReduceByChunk(chain, block * BlockChunks, Math.Min(chunks, (block + 1) * BlockChunks), room);
+            ReduceByChunk(block * BlockChunks, Math.Min(chunks, (block + 1) * BlockChunks), room);
         }
 
         ImportFinal(chain, room);
@@ -240,46 +302,13 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             if (block < blocks - 1)
             {
                 Copy(room.Boundary(block), room.State);
-                ReduceByChunk(chain, first, end, room);
+                ReduceByChunk(first, end, room);
             }
 
-            for (int start; end > first; end = start)
-            {
-                start = Math.Max(first, end - _rooms.ChunksAtOnce);
-                Do(Phase.AskChunk, start, end - start);
-                HandBack(chain, start, end, room);
-                Do(Phase.AnswerChunk, start, end - start);
-            }
+            Relay(Phase.Ask, first, end);
         }
 
         RunStateQueries(chain, blocks > 0 ? room.Boundary(0) : room.State, room);
-    }
-
-    /// <summary>Takes R̂ from behind some chunks to before them, and leaves R̂ behind each with it.</summary>
-    private void HandBack(long chain, int first, int end, in Room room)
-    {
-        if (AreRegular(first, end, room))
-        {
-            if (_wantsReverse)
-            {
-                Scan(Phase.AddAskedBehind, first, end);
-            }
-
-            return;
-        }
-
-        for (int chunk = end - 1; chunk >= first; chunk--)
-        {
-            Keys keys = room.KeysAt(chunk);
-            if (*keys.Irregular != 0)
-            {
-                RunChunk(chain, chunk, room);
-            }
-            else if (_wantsReverse)
-            {
-                AddAskedBehind(keys, room.TileAt(chunk).Asked, 0, SumRows, room);
-            }
-        }
     }
 
     private void RunBidirectional(long chain, in Room room)
@@ -307,29 +336,21 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     {
         int place = Place(chain);
         int chunks = KeyChunks(place);
-        int together = _rooms.ChunksAtOnce;
-        ReduceByChunk(chain, 0, chunks, room);
+        ReduceByChunk(0, chunks, room);
         ImportFinal(chain, room);
         (int firstBlock, int endBlock) = BlocksOf(place, -1);
         if (IsBlind(place))
         {
             RunStateQueries(chain, room.State, room);
-            endBlock = firstBlock;
+        }
+        else
+        {
+            Relay(Phase.AskState, firstBlock, endBlock);
         }
 
-        for (int first = firstBlock; first < endBlock; first += together)
+        if (_wantsKeys || _wantsValues)
         {
-            int end = Math.Min(endBlock, first + together);
-            Do(Phase.AskState, first, end - first);
-            if (_wantsReverse)
-            {
-                Scan(Phase.AddAsked, first, end);
-            }
-        }
-
-        for (int first = 0; first < chunks && (_wantsKeys || _wantsValues); first += together)
-        {
-            Do(Phase.AnswerKeys, first, Math.Min(together, chunks - first));
+            Do(Phase.AnswerKeys, chunks);
         }
 
         LowerToInitial(chain, room);
@@ -362,17 +383,17 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>A chunk's keys and the queries that see a part of them; brings R̂ from behind the chunk to before it.</summary>
-    private void RunChunk(long chain, int chunk, in Room room)
+    private void RunChunk(long chain, int chunk, in Tile tile, in Room room)
     {
         Keys keys = room.KeysAt(chunk);
         int n = KeyTokens(Place(chain), chunk).Count;
         if (*keys.Irregular != 0)
         {
-            RunSegments(chain, chunk, n, keys, room);
+            RunSegments(chain, chunk, n, keys, tile, room);
         }
         else
         {
-            RunSeen(chain, chunk, WholeChunk(chain, chunk, room), room);
+            RunSeen(chain, chunk, WholeChunk(chain, chunk, tile, room), room);
         }
 
         LowerBehind(keys, room);
@@ -388,7 +409,7 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
     }
 
     /// <summary>A chunk whose log features rise too far, as the small chunks that it is cut into; the states before them are made again for each.</summary>
-    private void RunSegments(long chain, int chunk, int n, in Keys keys, in Room room)
+    private void RunSegments(long chain, int chunk, int n, in Keys keys, in Tile tile, in Room room)
     {
         State state = room.SegmentState;
         int* starts = stackalloc int[Chunk + 1];
@@ -419,19 +440,19 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             RunSeen(chain, chunk, new View
             {
                 Keys = starts[segment + 1] - start, Before = (chunk * Chunk) + start, KeyRows = room.SegmentRows + ((nint)start * _layout.FeatureStride),
-                Values = keys.Values + ((nint)start * room.GradientStride), Sums = state.Sums, Scale = state.LogScale, Tile = room.TileAt(chunk),
+                Values = keys.Values + ((nint)start * room.GradientStride), Sums = state.Sums, Scale = state.LogScale, Tile = tile,
             }, room);
             Lower(state.LogScale, room.Before, room);
         }
     }
 
-    private View WholeChunk(long chain, int chunk, in Room room)
+    private View WholeChunk(long chain, int chunk, in Tile tile, in Room room)
     {
         Keys keys = room.KeysAt(chunk);
         return new View
         {
             Keys = KeyTokens(Place(chain), chunk).Count, Before = chunk * Chunk, KeyRows = keys.Rows, Values = keys.Values, Sums = keys.Sums,
-            Scale = keys.Scale, Tile = room.TileAt(chunk),
+            Scale = keys.Scale, Tile = tile,
         };
     }
 
@@ -592,9 +613,9 @@ internal sealed unsafe partial class LinearBackward<TV>(ParallelLoop loop) : Lin
             LinesAhead ahead = default;
             ahead.AddRows(_gradients.KeyGradient, batch, tokens[0], head, _layout.InputDimension, n);
             int chunk = view.Before / Chunk;
-            if (_layout.ByChain && _problem.Causal && chunk > 0)
+            if (_problem.Causal && chunk >= _chunksApart)
             {
-                Keys next = room.KeysAt(chunk - 1);
+                Keys next = room.KeysAt(chunk - _chunksApart);
                 ahead.AddStretch(next.Rows, (long)Chunk * rs);
                 ahead.AddStretch(next.Values, (long)Chunk * room.GradientStride);
             }

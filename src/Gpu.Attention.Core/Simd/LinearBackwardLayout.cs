@@ -14,9 +14,6 @@ internal readonly struct LinearBackwardLayout
     /// <summary>Chunks of a block.</summary>
     public const int BlockChunks = 256;
 
-    /// <summary>Chunks, or blocks of queries, that every thread finds at once: few enough to stay near, enough to share them evenly.</summary>
-    private const int ChunksPerThread = 8;
-
     private readonly int _boundaries;
     private readonly int _gradientStride;
     private readonly bool _isDirect;
@@ -28,8 +25,14 @@ internal readonly struct LinearBackwardLayout
     {
         Passes = new LinearLayout(problem, degree, vectorLength, sweepsTokens: false);
         bool byChain = Passes.ByChain;
-        ChunksAtOnce = byChain ? 1
-            : Math.Clamp(Math.Max(Passes.KeyChunks, Passes.QueryBlocks), 1, (int)Math.Min(BlockChunks, (long)ChunksPerThread * degree));
+        if (!byChain)
+        {
+            int chunks = Math.Max(Passes.KeyChunks, Passes.QueryBlocks);
+            ChunkThreads = Math.Clamp(chunks, 1, degree);
+            ChunksOfThread = Math.Clamp(LinearLayout.Pieces(chunks, ChunkThreads), 1, ChunkRelay.MaxSlots);
+            StatePieces = LinearLayout.PiecesOfState(ChunkThreads, problem.Shape.ValueDimension + 1, (problem.Shape.ValueDimension + 1L) * Passes.FeatureStride);
+        }
+
         KeptChunks = problem.Causal ? Math.Clamp(Passes.KeyChunks, 1, BlockChunks) : ChunksAtOnce;
         _boundaries = problem.Causal ? Math.Max(1, LinearLayout.Pieces(Passes.KeyChunks, BlockChunks)) : 0;
         _gradientStride = LinearLayout.RoundUp(problem.Shape.ValueDimension + 1, vectorLength);
@@ -51,8 +54,17 @@ internal readonly struct LinearBackwardLayout
 
     public int ValueDimension { get; }
 
-    /// <summary>Chunks, or blocks of queries, that threads share at a time.</summary>
-    public int ChunksAtOnce { get; }
+    /// <summary>Threads that share a chain.</summary>
+    public int ChunkThreads { get; } = 1;
+
+    /// <summary>Chunks, or blocks of queries, that each of them keeps.</summary>
+    public int ChunksOfThread { get; } = 1;
+
+    /// <summary>Pieces of a state, to each of which one chunk is added after the other.</summary>
+    public int StatePieces { get; } = 1;
+
+    /// <summary>Chunks, or blocks of queries, that threads keep together.</summary>
+    public int ChunksAtOnce => ChunkThreads * ChunksOfThread;
 
     /// <summary>Chunks whose keys are kept at once.</summary>
     public int KeptChunks { get; }
@@ -152,7 +164,7 @@ internal readonly struct LinearBackwardLayout
         /// <summary>dV, <c>Chunk × ValueStride</c>.</summary>
         public float* ValueGradient { get; }
 
-        /// <summary>What the chunk's queries add to R̂, laid out as it is; after a scan, R̂ behind the chunk.</summary>
+        /// <summary>What the chunk's queries add to R̂, laid out as it is; then R̂ behind the chunk.</summary>
         public float* Asked { get; }
 
         public long Floats { get; }
@@ -194,6 +206,7 @@ internal readonly struct LinearBackwardLayout
 
             arena = new Arena(chain);
             State = new State(arena.Take(layout._stateFloats), layout);
+            Expected = arena.Take(rs);
             Reverse = arena.Take((long)rows * rs);
             _keys = arena.Take(layout.KeptChunks * layout._keysFloats);
             _boundaries = arena.Take(layout._boundaries * layout._stateFloats);
@@ -205,6 +218,9 @@ internal readonly struct LinearBackwardLayout
 
         /// <summary>The chain's state while keys are added to it.</summary>
         public State State { get; }
+
+        /// <summary>The log scale that the state will have before the next chunk that is reduced, where that is done ahead of it.</summary>
+        public float* Expected { get; }
 
         /// <summary>R̂ᵀ with ρ for its last row, <c>(dv + 1) × FeatureStride</c>: what later queries ask of the sums and normalisers.</summary>
         public float* Reverse { get; }
@@ -264,11 +280,11 @@ internal readonly struct LinearBackwardLayout
         /// <summary>What came of the keys of a chunk of the block at hand.</summary>
         public Keys KeysAt(int chunk) => new(_keys + (chunk % _layout.KeptChunks * _layout._keysFloats), _layout);
 
-        /// <summary>What is asked of a chunk of those at hand.</summary>
-        public Tile TileAt(int chunk)
+        /// <summary>What is asked of one of those chunks that threads keep.</summary>
+        public Tile TileAt(int slot)
         {
             Tile first = new(_tiles, _layout.Passes, _layout.ValueDimension);
-            return new(_tiles + (chunk % _layout.ChunksAtOnce * first.Floats), _layout.Passes, _layout.ValueDimension);
+            return new(_tiles + (slot * first.Floats), _layout.Passes, _layout.ValueDimension);
         }
 
         /// <summary>The state before a block.</summary>

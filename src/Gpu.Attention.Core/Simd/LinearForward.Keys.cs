@@ -42,7 +42,8 @@ internal unsafe partial class LinearForward<TV>
         LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
         if (_mode == FeatureMode.Logarithmic)
         {
-            return ExponentiateKeys(tokens.Count, keys, scratch, before);
+            AddEpsilonToKeys(tokens.Count, keys.Transposed, scratch.RowTerm);
+            return ExponentiateKeys(chain, tokens.Count, keys, scratch, before);
         }
 
         if (_mode == FeatureMode.Direct)
@@ -91,10 +92,10 @@ internal unsafe partial class LinearForward<TV>
     }
 
     /// <summary>
-    /// True where rows of the next chunk's queries are asked for while this one's keys are summed, since those of its keys were while these were projected. Else while
+    /// True where rows of queries are asked for while keys are summed, since those of the next chunk's keys were while these were projected. Else while
     /// queries read the state.
     /// </summary>
-    private bool AsksWithKeys => _layout.ByChain && _problem.Causal && _problem.Shape.HeadGroup == 1 && _key.Rows is not null;
+    private bool AsksWithKeys => _problem.Causal && _problem.Shape.HeadGroup == 1 && _key.Rows is not null;
 
     /// <summary>K̂ᵀV.</summary>
     private void SumKeys(long chain, TokenList tokens, in Keys keys)
@@ -105,7 +106,7 @@ internal unsafe partial class LinearForward<TV>
             &ahead);
     }
 
-    /// <summary>Adds a chunk's keys to a state that was raised for them: <see cref="SumKeys"/> and <see cref="Absorb"/> at once, to the bit.</summary>
+    /// <summary>Adds a chunk's keys to a state that was raised for them: <see cref="SumKeys"/> and <see cref="Absorb(in State, in Keys, int, int, bool)"/> at once, to the bit.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private protected void AddKeys(long chain, TokenList tokens, in Keys keys, in State state)
     {
@@ -134,7 +135,7 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>Rows of this thread's next chunk.</summary>
+    /// <summary>Rows of this thread's next chunk, but of the queries of this one where they read it soon and not before its keys are summed.</summary>
     private LinesAhead Ahead(long chain, TokenList tokens)
     {
         AttentionShape shape = _problem.Shape;
@@ -142,7 +143,7 @@ internal unsafe partial class LinearForward<TV>
         if (AsksWithKeys)
         {
             // One query head a key head.
-            (int token, int head) = Following(chain, tokens);
+            (int token, int head) = _layout.ByChain ? Following(chain, tokens) : (tokens[0], KeyHead(chain));
             if (token < shape.QueryLength)
             {
                 int batch = BatchRow(Place(chain));
@@ -236,16 +237,34 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    /// <summary>Log features to features with their sums: causal ones at their scale, others at the chunk's maximum. False when they rise too far above that for float32.</summary>
+    /// <summary>
+    /// Log features to features with their sums: causal ones at their scale, others at the chunk's maximum. False when they rise too far above that for float32. With no scale of the state
+    /// <paramref name="before"/> the chunk, it is the one that is expected.
+    /// </summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private bool ExponentiateKeys(int n, in Keys keys, in Scratch scratch, float* before)
+    private bool ExponentiateKeys(long chain, int n, in Keys keys, in Scratch scratch, float* before)
     {
         float* term = scratch.RowTerm;
         float* shift = scratch.Bias;
         int padded = PackedForm<TV>.RoundUp(n);
         bool causal = _problem.Causal;
         new Span<float>(term + n, padded - n).Fill(float.NegativeInfinity);
-        AddEpsilonToKeys(n, keys.Transposed, term);
+        if (causal)
+        {
+            for (int feature = 0; feature < _layout.Features; feature++)
+            {
+                keys.First[feature] = keys.Transposed[(nint)feature * Chunk] + term[0] + _key.Offset[feature];
+            }
+
+            if (before is null)
+            {
+                ExpectScale(chain, StateAt(chain).Expected, keys.First, keys.Before);
+                before = keys.Before;
+            }
+
+            FindScale(before, keys, 0, _layout.FeatureWidth, scratch);
+        }
+
         bool wantsMaximum = !causal || _problem.WantsFinalState;
         for (int feature = 0; wantsMaximum && feature < _layout.Features; feature++)
         {
@@ -258,18 +277,16 @@ internal unsafe partial class LinearForward<TV>
 
             shift[feature] = TV.MaxAcross(maximum);
             keys.Maximum[feature] = shift[feature] + _key.Offset[feature];
-            keys.First[feature] = keys.Reference[feature] = keys.Maximum[feature];
         }
 
         if (causal)
         {
-            for (int feature = 0; feature < _layout.Features; feature++)
-            {
-                keys.First[feature] = keys.Transposed[(nint)feature * Chunk] + term[0] + _key.Offset[feature];
-            }
-
-            FindScale(before, keys, 0, _layout.FeatureWidth, scratch);
             FindShift(keys, shift);
+        }
+        else
+        {
+            Copy(keys.Maximum, keys.First, _layout.Features);
+            Copy(keys.Maximum, keys.Reference, _layout.Features);
         }
 
         bool isRegular = true;
@@ -301,79 +318,50 @@ internal unsafe partial class LinearForward<TV>
         }
     }
 
-    // ---- scales that are known ahead of the states ----
+    // ---- chunks that are reduced ahead of their states ----
 
-    /// <summary>The log features of a chunk's first key.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void FindFirst(long chain, int chunk, in Keys keys, in Scratch scratch)
+    /// <summary>A chunk's values, and its keys as far as needs no scale.</summary>
+    private void ProjectKeys(long chain, int chunk, in Keys keys, in Scratch scratch)
     {
-        TokenList first = TokenList.OfKeys(_plan, Place(chain), chunk * Chunk, 1);
-        float* x = StoredRows.Read(_buffers.Key, BatchRow(Place(chain)), KeyHead(chain), first, _layout.InputDimension, scratch.Rows, out nint stride);
-        ProjectRows(_key, 1, x, stride, keys.First, scratch.RowTerm, scratch);
-        if (_epsilon != 0)
-        {
-            AddEpsilonToQuery(keys.First, scratch.RowTerm[0]);
-            scratch.RowTerm[0] = 0;
-        }
+        TokenList tokens = KeyTokens(Place(chain), chunk);
+        StartChunk(chain, chunk, keys);
+        LinearKeyFeatures(chain, tokens, keys.Transposed, scratch);
+        AddEpsilonToKeys(tokens.Count, keys.Transposed, scratch.RowTerm);
+        Copy(scratch.RowTerm, keys.Terms, Chunk);
+    }
 
-        for (int feature = 0; feature < _layout.Features; feature++)
+    /// <summary>As <see cref="Reduce"/>, of a projected chunk, whose turn it is, at the scale that is expected.</summary>
+    private void ReduceProjected(long chain, int chunk, in Keys keys, in Scratch scratch)
+    {
+        TokenList tokens = KeyTokens(Place(chain), chunk);
+        Copy(keys.Terms, scratch.RowTerm, Chunk);
+        if (ExponentiateKeys(chain, tokens.Count, keys, scratch, null))
         {
-            keys.First[feature] = keys.First[feature] + scratch.RowTerm[0] + _key.Offset[feature];
+            SumKeys(chain, tokens, keys);
+        }
+        else
+        {
+            ReduceInSegments(chain, chunk, keys, scratch);
         }
     }
 
-    /// <summary>The log scale before each chunk, if none before it is cut into segments.</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void PredictScales(long chain)
+    /// <summary>Adds a chunk to its chain's state, or to a piece of it: some of its features, to which no other matters. Where the scale is not the expected one, the chunk is reduced again.</summary>
+    private void Absorb(in ChunkTask task, in Keys keys, in Scratch scratch)
     {
-        float* before = StateAt(chain).LogScale;
-        for (int chunk = _firstChunk; chunk < Math.Min(_firstChunk + _chunks, KeyChunks(Place(chain))); chunk++)
+        State state = StateAt(task.Chain);
+        int vectors = _layout.FeatureWidth / TV.Count;
+        (int first, int end) = task.Piece < 0 ? (0, _layout.FeatureWidth)
+            : ((int)((long)vectors * task.Piece / _layout.StatePieces) * TV.Count, (int)((long)vectors * (task.Piece + 1) / _layout.StatePieces) * TV.Count);
+        if (_hasScales && task.Piece < 0 && !IsSame(keys.Before, state.LogScale))
         {
-            Keys keys = KeysAt((chain * _chunks) + chunk - _firstChunk);
-            Copy(before, keys.Before, _layout.FeatureWidth);
-            for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
-            {
-                TV.Store(TV.MaxOrNaN(TV.Load(keys.Before + i), TV.Load(keys.First + i)), keys.Scale + i);
-            }
-
-            before = keys.Scale;
-        }
-    }
-
-    /// <summary>
-    /// Adds the block's chunks to a piece of a chain's state: some of its features, to which no other matters. Where a chunk was cut, those behind it were reduced at scales that
-    /// are not so, and one thread takes the whole state through the block.
-    /// </summary>
-    private void Scan(long chain, int piece, in Scratch scratch)
-    {
-        int chunks = Math.Min(_chunks, KeyChunks(Place(chain)) - _firstChunk);
-        bool isCut = false;
-        for (int i = 0; i < chunks; i++)
-        {
-            // The first that is cut stays so, whatever the thread that takes them all makes of those behind it meanwhile.
-            isCut |= *KeysAt((chain * _chunks) + i).Irregular != 0;
+            Reduce(task.Chain, task.Chunk, keys, scratch, state.LogScale);
         }
 
-        if (isCut && piece > 0)
+        Raise(state, keys, first, end, scratch);
+        Absorb(state, keys, first, end, keepPrefix: _problem.Causal);
+        if (_hasScales && *keys.Irregular != 0)
         {
-            return;
-        }
-
-        long vectors = _layout.FeatureWidth / TV.Count;
-        (int first, int end) = isCut ? (0, _layout.FeatureWidth) : ((int)(vectors * piece / _pieces) * TV.Count, (int)(vectors * (piece + 1) / _pieces) * TV.Count);
-        State state = StateAt(chain);
-        bool isBehindCut = false;
-        for (int i = 0; i < chunks; i++)
-        {
-            Keys keys = KeysAt((chain * _chunks) + i);
-            if (isBehindCut && !IsSame(keys.Before, state.LogScale))
-            {
-                Reduce(chain, _firstChunk + i, keys, scratch, state.LogScale);
-            }
-
-            isBehindCut |= *keys.Irregular != 0;
-            Raise(state, keys, first, end, scratch);
-            Absorb(state, keys, first, end, keepPrefix: _problem.Causal);
+            ExpectAtLeast(state.LogScale, state.Expected);
         }
     }
 

@@ -54,8 +54,7 @@ internal unsafe partial class LinearForward<TV>
         int firstHead = (int)(item % pieces) * _layout.TokenHeads;
         int heads = Math.Min(_layout.TokenHeads, shape.KeyHeads - firstHead);
         Scratch scratch = ScratchAt(slot);
-        long place = _layout.ByChain ? slot : item;
-        var token = new Token(_keys + (place * _layout.KeysFloats), _layout.TokenHeads, _layout.FeatureStride, _layout.ValueStride);
+        var token = new Token(_keys + (slot * _layout.KeysFloats), _layout.TokenHeads, _layout.FeatureStride, _layout.ValueStride);
         bool hasKey = shape.KeyLength > 0;
         bool hasQuery = shape.QueryLength > 0;
         if (hasKey)
@@ -79,7 +78,7 @@ internal unsafe partial class LinearForward<TV>
             rising |= rises ? 1UL << head : 0;
         }
 
-        State copy = StateAt(place);
+        State copy = StateAt(slot);
         for (int head = 0; head < heads; head++)
         {
             SweepHead(batch, firstHead + head, head, token, scratch, copy, hasKey, hasQuery, (rising >> head & 1) != 0);

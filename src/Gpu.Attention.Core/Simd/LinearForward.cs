@@ -13,11 +13,9 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     /// <summary>What lucidrains adds to each summed key feature of a causal normaliser.</summary>
     private const float LucidrainsNormalizerOffset = 1e-6f;
 
-    private readonly ChainRelay _relay = new();
+    private readonly ChainRelay _chainRelay = new();
     private Phase _phase;
-    private int _firstChunk;
-    private int _chunks;
-    private int _pieces;
+    private bool _hasScales;
     private float* _scratch;
     private float* _states;
     private float* _keys;
@@ -28,10 +26,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         Stabilize,
         Chain,
         Relay,
-        First,
-        Reduce,
-        Scan,
-        ReadChunk,
+        Chunks,
         ReadState,
         Export,
         Token,
@@ -45,7 +40,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     public void Run(AttentionProblem problem, in AttentionBuffers buffers)
     {
         Start(problem, buffers, new LinearLayout(problem, loop.Degree, TV.Count, sweepsTokens));
-        _chunksApart = _layout.ByChain ? 1 : loop.Degree;
+        _chunksApart = _layout.ByChain ? 1 : (int)Math.Max(1, _layout.ChunkThreads / _layout.Chains);
         _scratch = (float*)(((nint)buffers.Workspace.HostPointer + 63) & ~(nint)63);
         _states = _scratch + (_layout.Slots * _layout.ScratchFloats);
         _keys = _states + (_layout.StateCount * _layout.StateFloats);
@@ -65,7 +60,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         {
             if (_layout.ByRelay)
             {
-                _relay.Start((int)_layout.Chains, _layout.ChainsTogether, loop.Degree, _layout.Stretches);
+                _chainRelay.Start((int)_layout.Chains, _layout.ChainsTogether, loop.Degree, _layout.Stretches);
                 Do(Phase.Relay, loop.Degree);
                 ExportAll();
             }
@@ -89,7 +84,7 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         switch (_phase)
         {
             case Phase.Stabilize:
-                Stabilize(item, KeysAt(_layout.ByChain ? slot : item * _layout.BlockChunks), scratch);
+                Stabilize(item, KeysAt(slot), scratch);
                 break;
             case Phase.Chain:
                 long states = (long)slot * _layout.ChainsTogether;
@@ -103,17 +98,8 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             case Phase.Relay:
                 RunRelay(slot, scratch);
                 break;
-            case Phase.First when HasChunk(item, out long chain, out int chunk):
-                FindFirst(chain, chunk, KeysAt(item), scratch);
-                break;
-            case Phase.Reduce when HasChunk(item, out long chain, out int chunk):
-                Reduce(chain, chunk, KeysAt(item), scratch, KeysAt(item).Before);
-                break;
-            case Phase.Scan:
-                Scan(item / _pieces, (int)(item % _pieces), scratch);
-                break;
-            case Phase.ReadChunk when HasChunk(item, out long chain, out int chunk):
-                ReadCausal(chain, chunk, KeysAt(item), scratch, prefixInDelta: true, default);
+            case Phase.Chunks:
+                RunChunks(slot, scratch);
                 break;
             case Phase.ReadState:
                 ReadStateBlock(item / _layout.QueryBlocks, (int)(item % _layout.QueryBlocks), scratch);
@@ -131,7 +117,9 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     {
         for (long chain = 0; chain < _layout.Chains; chain++)
         {
-            Import(chain, StateAt(chain));
+            State state = StateAt(chain);
+            Import(chain, state);
+            Copy(state.LogScale, state.Expected, _layout.FeatureWidth);
         }
 
         // Queries that see no key read the initial state, before any key raises its scale.
@@ -140,36 +128,14 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
             Do(Phase.ReadState, _layout.Chains * _layout.QueryBlocks);
         }
 
-        // Chains stand in order of falling length; as the shorter ones end, the longer ones take their room.
-        int places = _problem.Sequences;
-        for (_firstChunk = 0; _firstChunk < _layout.KeyChunks; _firstChunk += _chunks)
+        _hasScales = _mode == FeatureMode.Logarithmic && _problem.Causal;
+        _chunkRelay.Start(_layout.ChunkThreads, _layout.ChunksOfThread, (int)_layout.Chains, _layout.StatePieces, _hasScales, hasBehind: _problem.Causal);
+        for (long chain = 0; chain < _layout.Chains; chain++)
         {
-            while (KeyChunks(places - 1) <= _firstChunk)
-            {
-                places--;
-            }
-
-            long chains = (long)places * _problem.Shape.KeyHeads;
-            _chunks = (int)Math.Min(_layout.KeysCount / chains, _layout.KeyChunks - _firstChunk);
-            if (_mode == FeatureMode.Logarithmic && _problem.Causal)
-            {
-                Do(Phase.First, chains * _chunks);
-                for (long chain = 0; chain < chains; chain++)
-                {
-                    PredictScales(chain);
-                }
-            }
-
-            Do(Phase.Reduce, chains * _chunks);
-            long floats = chains * _chunks * _layout.StateFloats;
-            _pieces = floats < ScanWorthThreads ? 1 : (int)Math.Min((loop.Degree + chains - 1) / chains, _layout.FeatureWidth / TV.Count);
-            Do(Phase.Scan, chains * _pieces);
-            if (_problem.Causal)
-            {
-                Do(Phase.ReadChunk, chains * _chunks);
-            }
+            _chunkRelay.Add(KeyChunks(Place(chain)));
         }
 
+        Do(Phase.Chunks, _layout.ChunkThreads);
         if (!_problem.Causal)
         {
             Do(Phase.ReadState, _layout.Chains * _layout.QueryBlocks);
@@ -186,19 +152,55 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
         }
     }
 
-    private void RunRelay(int slot, in Scratch scratch)
+    private void RunChunks(int slot, in Scratch scratch)
     {
         try
         {
-            while (_relay.TryTake(out int first, out int count, out int stretch))
+            while (_chunkRelay.TryTake(slot, out ChunkTask task))
             {
-                RunChains(first, count, first, stretch, stretch + 1, slot, scratch);
-                _relay.Return(first, count);
+                Keys keys = KeysAt(task.Slot);
+                switch (task.Work)
+                {
+                    case ChunkWork.Project:
+                        ProjectKeys(task.Chain, task.Chunk, keys, scratch);
+                        break;
+                    case ChunkWork.Ahead when _hasScales:
+                        ReduceProjected(task.Chain, task.Chunk, keys, scratch);
+                        break;
+                    case ChunkWork.Ahead:
+                        Reduce(task.Chain, task.Chunk, keys, scratch, null);
+                        break;
+                    case ChunkWork.InTurn:
+                        Absorb(task, keys, scratch);
+                        break;
+                    case ChunkWork.Behind:
+                        ReadCausal(task.Chain, task.Chunk, keys, scratch, prefixInDelta: true, default);
+                        break;
+                }
+
+                _chunkRelay.Return(task, *keys.Irregular != 0);
             }
         }
         catch
         {
-            _relay.Stop();
+            _chunkRelay.Stop();
+            throw;
+        }
+    }
+
+    private void RunRelay(int slot, in Scratch scratch)
+    {
+        try
+        {
+            while (_chainRelay.TryTake(out int first, out int count, out int stretch))
+            {
+                RunChains(first, count, first, stretch, stretch + 1, slot, scratch);
+                _chainRelay.Return(first, count);
+            }
+        }
+        catch
+        {
+            _chainRelay.Stop();
             throw;
         }
     }
@@ -287,14 +289,6 @@ internal unsafe partial class LinearForward<TV>(ParallelLoop loop, bool sweepsTo
     private State StateAt(long index) => StateFrom(_states + (index * _layout.StateFloats));
 
     private Keys KeysAt(long index) => KeysFrom(_keys + (index * _layout.KeysFloats));
-
-    /// <summary>The chunk that an item of a block of chunks stands for; false when its chain has ended.</summary>
-    private bool HasChunk(long item, out long chain, out int chunk)
-    {
-        chain = item / _chunks;
-        chunk = _firstChunk + (int)(item % _chunks);
-        return chunk < KeyChunks(Place(chain));
-    }
 
     /// <summary>The maximum of W x over every key and feature of a chain.</summary>
     private void Stabilize(long chain, in Keys keys, in Scratch scratch)

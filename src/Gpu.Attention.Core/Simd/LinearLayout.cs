@@ -5,7 +5,7 @@ namespace Gpu.Attention;
 /// <summary>Sizes and places of everything that a linear forward pass keeps in its workspace, in floats.</summary>
 /// <remarks>
 /// A chain is one key head of one sequence. Many chains run side by side, each chunk after chunk in one thread's scratch memory, all in the same thread or a stretch of them in whichever is free. Few
-/// chains are spread over threads by chunks: a block of chunks is reduced in parallel, scanned, and read in parallel. Both orders do the
+/// chains are spread over threads by chunks: some are reduced ahead of the state, which takes them in one after the other. Both orders do the
 /// same arithmetic. With a <see cref="SequencePlan"/> lengths differ; sizes are the longest's.
 /// </remarks>
 internal readonly struct LinearLayout
@@ -28,8 +28,11 @@ internal readonly struct LinearLayout
     /// <summary>The most floats of states that threads hand to each other: all are kept at once then.</summary>
     private const long RelayStates = 1 << 23;
 
-    /// <summary>Chunks, over all chains, that every thread finds in a block when chains are few.</summary>
-    private const int ChunksPerThread = 8;
+    /// <summary>Threads of a chain for each piece of its state: to add a chunk takes up to an eighth of all that is done with it.</summary>
+    private const int ThreadsOfPiece = 4;
+
+    /// <summary>Floats of a piece, 16 KB: with fewer, handing it on takes longer than adding to it.</summary>
+    private const int FloatsOfPiece = 1 << 12;
 
     /// <summary>The most rows of a token that are projected together: its keys' lie where a chunk's keys would, its queries' where a chunk's queries would, fewer than <see cref="Chunk"/>.</summary>
     private const int MaxTokenRows = 56;
@@ -71,7 +74,6 @@ internal readonly struct LinearLayout
         InputDimension = shape.KeyDimension;
         Segments = segments;
         Gathers = gathers;
-        BlockChunks = ByChain ? 1 : (int)Math.Max(1, Math.Min(KeyChunks, ((ChunksPerThread * (long)degree) + Chains - 1) / Math.Max(Chains, 1)));
         Slots = degree;
         while (ByChain && CanShare(2 * ChainsTogether, shape.KeyHeads, degree, isEven))
         {
@@ -87,7 +89,15 @@ internal readonly struct LinearLayout
         KeyStretches = Math.Max(1, Pieces(KeyChunks, StretchChunks));
         Stretches = KeyStretches + (problem.Causal ? 0 : Pieces(QueryBlocks, StretchChunks));
         StateCount = ByChain && !ByRelay ? (long)degree * ChainsTogether : Chains;
-        KeysCount = ByChain ? degree : Chains * BlockChunks;
+        if (!ByChain)
+        {
+            long chunks = Plan is null ? Chains * KeyChunks : (long)Plan.FirstChunk[^1] * shape.KeyHeads;
+            ChunkThreads = (int)Math.Clamp(chunks, 1, degree);
+            ChunksOfThread = (int)Math.Clamp((chunks + ChunkThreads - 1) / ChunkThreads, 1, ChunkRelay.MaxSlots);
+            StatePieces = PiecesOfState((int)(ChunkThreads / Chains), FeatureWidth / vectorLength, StateFloats);
+        }
+
+        KeysCount = ByChain ? degree : Math.Max(ChunkThreads * ChunksOfThread, Math.Min(degree, Chains));
         StabilizerFloats = Line(Chains);
         Bytes = ((Slots * ScratchFloats) + (StateCount * StateFloats) + (KeysCount * KeysFloats) + StabilizerFloats) * sizeof(float);
     }
@@ -151,8 +161,14 @@ internal readonly struct LinearLayout
     /// <summary>Key heads of a token that are projected together.</summary>
     public int TokenHeads { get; }
 
-    /// <summary>Chunks of every chain that are kept at once.</summary>
-    public int BlockChunks { get; }
+    /// <summary>Threads that chains of few are spread over.</summary>
+    public int ChunkThreads { get; } = 1;
+
+    /// <summary>Chunks that each of them keeps.</summary>
+    public int ChunksOfThread { get; } = 1;
+
+    /// <summary>Pieces of a state, each of which takes in one chunk after the other.</summary>
+    public int StatePieces { get; } = 1;
 
     public long Slots { get; }
 
@@ -174,6 +190,9 @@ internal readonly struct LinearLayout
     public static int Pieces(int length, int size) => (int)(((long)length + size - 1) / size);
 
     public static int RoundUp(int length, int multiple) => (length + multiple - 1) / multiple * multiple;
+
+    /// <summary>Pieces of a state, of so many rows or vectors, that so many threads add chunks to.</summary>
+    public static int PiecesOfState(int threads, int most, long floats) => (int)Math.Clamp(threads / ThreadsOfPiece, 1, Math.Clamp(floats / FloatsOfPiece, 1, most));
 
     private bool CanShare(int chains, int keyHeads, int degree, bool isEven) =>
         keyHeads % chains == 0 && chains * StateFloats <= SmallStates && SuitThreads(Chains / chains, degree, isEven);
@@ -234,6 +253,7 @@ internal readonly struct LinearLayout
             Scale = arena.Take(featureStride);
             Beta = arena.Take(featureStride);
             Maximum = arena.Take(featureStride);
+            Terms = arena.Take(Chunk);
             Irregular = (int*)arena.Take(1);
             Floats = arena.Floats;
         }
@@ -244,10 +264,10 @@ internal readonly struct LinearLayout
         /// <summary>The values, <c>Chunk × ValueStride</c>.</summary>
         public float* Values { get; }
 
-        /// <summary>K̂ᵀV, <c>r × ValueStride</c>; after a scan, the state before the chunk.</summary>
+        /// <summary>K̂ᵀV, <c>r × ValueStride</c>; once it is added to a state that chunks wait for, the state before the chunk.</summary>
         public float* Delta { get; }
 
-        /// <summary>K̂ᵀ1; after a scan, the normaliser before the chunk.</summary>
+        /// <summary>K̂ᵀ1; likewise the normaliser before the chunk.</summary>
         public float* DeltaZ { get; }
 
         /// <summary>The log scale that the state before the chunk is thought to have, where chunks are reduced before states are known.</summary>
@@ -268,6 +288,9 @@ internal readonly struct LinearLayout
         /// <summary>The largest log feature of the chunk, where a final state is wanted.</summary>
         public float* Maximum { get; }
 
+        /// <summary>The keys' own terms, between their projection and their features.</summary>
+        public float* Terms { get; }
+
         /// <summary>Non-zero when the chunk's log features range too far for one scale.</summary>
         public int* Irregular { get; }
 
@@ -285,6 +308,7 @@ internal readonly struct LinearLayout
             Normalizers = arena.Take(featureStride);
             LogScale = arena.Take(featureStride);
             Maximum = arena.Take(featureStride);
+            Expected = arena.Take(featureStride);
             Floats = arena.Floats;
         }
 
@@ -297,6 +321,9 @@ internal readonly struct LinearLayout
 
         /// <summary>The largest log feature so far, where a final state is wanted.</summary>
         public float* Maximum { get; }
+
+        /// <summary>The log scale that the state will have before the next chunk that is reduced, where that is done ahead of it.</summary>
+        public float* Expected { get; }
 
         public long Floats { get; }
     }

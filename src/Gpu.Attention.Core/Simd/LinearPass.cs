@@ -14,9 +14,8 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>e^60: what a feature may come to at its scale. Summed over any length and squared by nothing, that stays finite.</summary>
     private protected const float MaxFeature = 1.142e26f;
 
-    /// <summary>Floats of states that are scanned, from which on threads share them: half a megabyte, some 20 µs of work.</summary>
-    private protected const int ScanWorthThreads = 1 << 17;
-
+    private protected readonly ChunkRelay _chunkRelay = new();
+    private readonly Lock _expecting = new();
     private protected AttentionProblem _problem = null!;
     private protected AttentionBuffers _buffers;
     private protected LinearLayout _layout;
@@ -99,6 +98,41 @@ internal abstract unsafe partial class LinearPass<TV>
     /// <summary>How many of its sequence's keys a causal query sees.</summary>
     private protected int Seen(int place, int query) =>
         _plan is null ? query + 1 : _plan.Visible[_plan.FirstRow[place] + query - _plan.FirstQuery[place]];
+
+    // ---- chunks that are taken ahead of their states ----
+
+    /// <summary>
+    /// The log scale that a state will have before a chunk whose turn it is, from the log features of first keys alone. Behind a chunk that was cut it may have another, since what cut it was in no first key,
+    /// until the state has got there.
+    /// </summary>
+    private protected void ExpectScale(long chain, float* expected, float* first, float* before)
+    {
+        lock (_expecting)
+        {
+            Copy(expected, before, _layout.FeatureWidth);
+            RaiseTo(first, expected);
+        }
+
+        _chunkRelay.EndTurn((int)chain);
+    }
+
+    /// <summary>What is expected once a state has a chunk that was cut: first keys from there on may have been looked at already.</summary>
+    private protected void ExpectAtLeast(float* logScale, float* expected)
+    {
+        lock (_expecting)
+        {
+            RaiseTo(logScale, expected);
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private protected void RaiseTo(float* logScale, float* target)
+    {
+        for (int i = 0; i < _layout.FeatureWidth; i += TV.Count)
+        {
+            TV.Store(TV.MaxOrNaN(TV.Load(target + i), TV.Load(logScale + i)), target + i);
+        }
+    }
 
     // ---- the parts of the normal form ----
 
