@@ -13,6 +13,9 @@ internal static unsafe class OnlineSoftmax<TV>
     /// <summary>Keys of a tile.</summary>
     public const int TileKeys = LinearLayout.Chunk;
 
+    /// <summary>The most rows that are weighed at once.</summary>
+    public const int RowsTogether = 8 * MicroKernel<TV>.Rows;
+
     /// <summary>What a tile's weights may come to before the shift is raised to the largest logit: little more than the 64 that they come to when all logits are equal.</summary>
     private const float MaxTileSum = 256;
 

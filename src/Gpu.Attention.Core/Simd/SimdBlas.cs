@@ -24,6 +24,12 @@ internal static unsafe class SimdBlas<TV>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     public static void AddCausalProduct(int rows, int* seen, float* p, nint pStride, float* v, nint vStride, int n, float* o, nint oStride)
     {
+        if (seen[0] > 0 && seen[0] == seen[rows - 1])
+        {
+            MicroKernel<TV>.Multiply(rows, n, seen[0], p, pStride, v, vStride, o, oStride, true);
+            return;
+        }
+
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)
         {
             int height = Math.Min(MicroKernel<TV>.Rows, rows - row);
@@ -91,6 +97,12 @@ internal static unsafe class SimdBlas<TV>
     public static void AddSuffixProduct(
         int rows, int inner, int* first, float* p, nint pStride, bool isTransposed, float* v, nint vStride, int n, float* o, nint oStride, bool accumulate = true)
     {
+        if (!isTransposed && accumulate && first[rows - 1] == 0)
+        {
+            MicroKernel<TV>.Multiply(rows, n, inner, p, pStride, v, vStride, o, oStride, true);
+            return;
+        }
+
         nint pRow = isTransposed ? 1 : pStride;
         nint pStep = isTransposed ? pStride : 1;
         for (int row = 0; row < rows; row += MicroKernel<TV>.Rows)

@@ -151,7 +151,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         long at = RowIndex(place, head, firstQuery);
         new Span<float>(_shift + at, queries).Fill(float.NegativeInfinity);
         new Span<float>(_inverse + at, queries).Clear();
-        float* query = StoredRows.Read(_buffers.Query, batch, head, rows, shape.KeyDimension, room.Queries, out nint queryStride);
+        StoredRows.Copy(_buffers.Query, batch, head, rows, shape.KeyDimension, room.Queries, shape.KeyDimension);
         StoredRows.Copy(_gradients.OutputGradient, batch, head, rows, shape.ValueDimension, room.Gradients, _valueStride);
         for (int row = 0; row < queries; row++)
         {
@@ -163,7 +163,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         int keyEnd = Seen(place, firstQuery + queries - 1);
         int tiles = LinearLayout.Pieces(keyEnd, Tile);
         int firstRow = 0;
-        int* seen = stackalloc int[MicroKernel<TV>.Rows];
+        int* seen = stackalloc int[OnlineSoftmax<TV>.RowsTogether];
         for (int tile = 0; tile < tiles; tile++)
         {
             int firstKey = tile * Tile;
@@ -176,15 +176,16 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
                 firstRow += MicroKernel<TV>.Rows;
             }
 
-            for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
+            for (int row = firstRow, height; row < queries; row += height)
             {
-                int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
+                int most = Seen(place, firstQuery + row) - firstKey >= tokens.Count ? OnlineSoftmax<TV>.RowsTogether : MicroKernel<TV>.Rows;
+                height = Math.Min(most, queries - row);
                 for (int i = 0; i < height; i++)
                 {
                     seen[i] = Math.Clamp(Seen(place, firstQuery + row + i) - firstKey, 0, tokens.Count);
                 }
 
-                AddTile(height, seen, query + (row * queryStride), queryStride, row, at, room);
+                AddTile(height, seen, row, at, room);
             }
         }
 
@@ -217,14 +218,15 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         }
     }
 
-    /// <summary>Adds a tile of keys to the sums and gradients of up to six rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
+    /// <summary>Adds a tile of keys to the sums and gradients of some rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void AddTile(int height, int* seen, float* query, nint queryStride, int row, long at, QueryRoom room)
+    private void AddTile(int height, int* seen, int row, long at, QueryRoom room)
     {
         AttentionShape shape = _problem.Shape;
+        int d = shape.KeyDimension;
         int width = PackedForm<TV>.RoundUp(seen[height - 1]);
         float* gradient = room.QueryGradient + ((nint)row * _keyStride);
-        MicroKernel<TV>.Multiply(height, width, shape.KeyDimension, query, queryStride, room.Keys, Tile, room.Scores, Tile, false);
+        MicroKernel<TV>.Multiply(height, width, d, room.Queries + ((nint)row * d), d, room.Keys, Tile, room.Scores, Tile, false);
         if (_wantsQueries)
         {
             MicroKernel<TV>.Multiply(
@@ -364,11 +366,12 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
     /// <summary><c>A B</c>, a row for each key and a column for each query, from the first query on that sees the key; what stands before is of no meaning.</summary>
     private static void MultiplySeen(int n, int width, int* first, int inner, float* a, nint aStride, float* b, float* product)
     {
-        for (int key = 0; key < n; key += MicroKernel<TV>.Rows)
+        int most = first[n - 1] < TV.Count ? n : MicroKernel<TV>.Rows;
+        for (int key = 0; key < n; key += most)
         {
             int from = first[key] / TV.Count * TV.Count;
             MicroKernel<TV>.Multiply(
-                Math.Min(MicroKernel<TV>.Rows, n - key), width - from, inner, a + (key * aStride), aStride, b + from, Tile, product + ((nint)key * Tile) + from, Tile,
+                Math.Min(most, n - key), width - from, inner, a + (key * aStride), aStride, b + from, Tile, product + ((nint)key * Tile) + from, Tile,
                 false);
         }
     }
@@ -401,10 +404,10 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
             QueryGradient = Gradients + ((long)valueStride * BlockRows);
             Output = QueryGradient + ((long)keyStride * BlockRows);
             Scores = Output + valueStride;
-            Weights = Scores + (MicroKernel<TV>.Rows * Tile);
+            Weights = Scores + (OnlineSoftmax<TV>.RowsTogether * Tile);
             Products = Weights + Tile;
-            Queries = Products + (MicroKernel<TV>.Rows * Tile);
-            Floats = Queries + (problem.Storage == ElementType.Single ? 0 : d * BlockRows) - start;
+            Queries = Products + (OnlineSoftmax<TV>.RowsTogether * Tile);
+            Floats = Queries + (d * BlockRows) - start;
         }
 
         /// <summary>A tile's keys, a column each.</summary>
@@ -434,7 +437,7 @@ internal sealed unsafe class SoftmaxBackward<TV>(ParallelLoop loop) : IParallelB
         /// <summary><c>g·v</c> for each score.</summary>
         public float* Products { get; }
 
-        /// <summary>A block's queries as float32.</summary>
+        /// <summary>A block's queries as float32, one behind the other.</summary>
         public float* Queries { get; }
 
         public long Floats { get; }

@@ -21,8 +21,11 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
     /// <summary>Queries of a block: enough that laying out a tile of keys for it costs little beside using it.</summary>
     private const int BlockRows = 64 * MicroKernel<TV>.Rows;
 
-    /// <summary>Keys of a tile: K and V of it stay in the first-level cache at the usual dimensions.</summary>
+    /// <summary>Keys of a tile: K or V of it stays in the first-level cache at the usual dimensions.</summary>
     private const int TileKeys = OnlineSoftmax<TV>.TileKeys;
+
+    /// <summary>Rows that meet a tile of which they see all together: they go through its keys, are weighed, and go through its values.</summary>
+    private const int RowsTogether = OnlineSoftmax<TV>.RowsTogether;
 
     private AttentionProblem _problem = null!;
     private AttentionBuffers _buffers;
@@ -90,8 +93,8 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         new Span<float>(scratch.Shift, queries).Fill(float.NegativeInfinity);
         new Span<float>(scratch.Sum, queries).Clear();
 
-        float* query = StoredRows.Read(
-            _buffers.Query, batch, head, new TokenList(firstToken, queries), shape.KeyDimension, scratch.Queries, out nint queryStride);
+        // Rows of one head of many may lie so far apart that they drive each other out of the second-level cache.
+        StoredRows.Copy(_buffers.Query, batch, head, new TokenList(firstToken, queries), shape.KeyDimension, scratch.Queries, shape.KeyDimension);
         int* visible = stackalloc int[BlockRows];
         for (int row = 0; row < queries; row++)
         {
@@ -101,7 +104,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         int keyEnd = visible[queries - 1];
         int tiles = LinearLayout.Pieces(keyEnd, TileKeys);
         int firstRow = 0;
-        int* seen = stackalloc int[MicroKernel<TV>.Rows];
+        int* seen = stackalloc int[RowsTogether];
         for (int tile = 0; tile < tiles; tile++)
         {
             int firstKey = tile * TileKeys;
@@ -116,15 +119,16 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
                 firstRow += MicroKernel<TV>.Rows;
             }
 
-            for (int row = firstRow; row < queries; row += MicroKernel<TV>.Rows)
+            for (int row = firstRow, height; row < queries; row += height)
             {
-                int height = Math.Min(MicroKernel<TV>.Rows, queries - row);
+                int most = visible[row] - firstKey >= tokens.Count ? RowsTogether : MicroKernel<TV>.Rows;
+                height = Math.Min(most, queries - row);
                 for (int i = 0; i < height; i++)
                 {
                     seen[i] = Math.Clamp(visible[row + i] - firstKey, 0, tokens.Count);
                 }
 
-                AddTile(height, seen, query + (row * queryStride), queryStride, row, scratch);
+                AddTile(height, seen, row, scratch);
             }
         }
 
@@ -143,13 +147,14 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         }
     }
 
-    /// <summary>Adds a tile of keys to up to six output rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
+    /// <summary>Adds a tile of keys to some output rows, of which row i sees the first <c>seen[i]</c>, the last row most.</summary>
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void AddTile(int height, int* seen, float* query, nint queryStride, int row, in Scratch scratch)
+    private void AddTile(int height, int* seen, int row, in Scratch scratch)
     {
+        int d = _problem.Shape.KeyDimension;
         float* output = scratch.Output + ((nint)row * _valueStride);
         MicroKernel<TV>.Multiply(
-            height, PackedForm<TV>.RoundUp(seen[height - 1]), _problem.Shape.KeyDimension, query, queryStride, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
+            height, PackedForm<TV>.RoundUp(seen[height - 1]), d, scratch.Queries + ((nint)row * d), d, scratch.Keys, TileKeys, scratch.Scores, TileKeys, false);
         for (int i = 0; i < height; i++)
         {
             if (seen[i] > 0)
@@ -174,12 +179,12 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
             Values = Keys + (d * TileKeys);
             Output = Values + ((nint)TileKeys * valueStride);
             Scores = Output + ((nint)BlockRows * valueStride);
-            Weights = Scores + (MicroKernel<TV>.Rows * TileKeys);
-            Shift = Weights + (MicroKernel<TV>.Rows * TileKeys);
+            Weights = Scores + (RowsTogether * TileKeys);
+            Shift = Weights + (RowsTogether * TileKeys);
             Sum = Shift + BlockRows;
             KeyRows = Sum + BlockRows;
             Queries = KeyRows + (isStoredWide && problem.Layout is null ? 0 : d * TileKeys);
-            Floats = Queries + (isStoredWide ? 0 : d * BlockRows) - start;
+            Floats = Queries + (d * BlockRows) - start;
         }
 
         /// <summary>A tile's keys, a column each.</summary>
@@ -204,7 +209,7 @@ internal sealed unsafe class SoftmaxForward<TV>(ParallelLoop loop) : IParallelBo
         /// <summary>A tile's keys gathered, as float32.</summary>
         public float* KeyRows { get; }
 
-        /// <summary>A block's queries as float32.</summary>
+        /// <summary>A block's queries as float32, one behind the other.</summary>
         public float* Queries { get; }
 
         public long Floats { get; }
