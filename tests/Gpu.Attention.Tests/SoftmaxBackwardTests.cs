@@ -34,4 +34,28 @@ public sealed class SoftmaxBackwardTests
         float[] output = EngineRun.Forward(engine, EngineMemory.Host, problem, q, k, v);
         Tolerance.RequireGradients(problem, q, k, v, g, EngineRun.Backward(engine, EngineMemory.Host, problem, q, k, v, output, g).Gradients);
     }
+
+    // Rows of other widths than the laws', in vectors that the processor may not have: those are made of ones that it has.
+    [Theory]
+    [InlineData(1)]
+    [InlineData(4)]
+    [InlineData(8)]
+    [InlineData(16)]
+    public void Outputs_and_gradients_are_right_in_vectors_of_every_width(int lanes)
+    {
+        var engine = new SimdEngine(2, lanes: lanes);
+        foreach ((int length, int dimension, int valueDimension) in new[] { (1, 100, 60), (63, 60, 100), (65, 100, 13), (100, 160, 130), (450, 60, 64) })
+        {
+            foreach (bool causal in new[] { false, true })
+            {
+                var shape = new AttentionShape(1, length, length, 2, 1, dimension, valueDimension);
+                var problem = new AttentionProblem { Shape = shape, Causal = causal, Scale = 1 / MathF.Sqrt(dimension) };
+                (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 6);
+                float[] g = TestData.Normal(7, shape.OutputElements);
+                float[] output = EngineRun.Forward(engine, EngineMemory.Host, problem, q, k, v);
+                Tolerance.Require(problem, q, k, v, output);
+                Tolerance.RequireGradients(problem, q, k, v, g, EngineRun.Backward(engine, EngineMemory.Host, problem, q, k, v, output, g).Gradients);
+            }
+        }
+    }
 }

@@ -61,12 +61,16 @@ public sealed class SoftmaxForwardTests
     }
 
     // A row that sees so many keys of a tile has the bits that it has in a problem that ends there, whatever the rows of its group see.
-    [Fact]
-    public void A_row_has_the_bits_of_a_problem_of_the_keys_that_it_sees()
+    [Theory]
+    [InlineData(1)]
+    [InlineData(4)]
+    [InlineData(8)]
+    [InlineData(16)]
+    public void A_row_has_the_bits_of_a_problem_of_the_keys_that_it_sees(int lanes)
     {
         var shape = new AttentionShape(1, 200, 200, 1, 1, 13, 20);
         (float[] q, float[] k, float[] v) = TestData.Inputs(shape, 5);
-        var engine = new SimdEngine();
+        var engine = new SimdEngine(lanes: lanes);
         float[] causal = EngineRun.Forward(engine, EngineMemory.Host, new AttentionProblem { Shape = shape, Causal = true, Scale = 0.3f }, q, k, v);
         foreach (int row in new[] { 0, 1, 15, 16, 62, 63, 64, 100, 127, 128, 199 })
         {
